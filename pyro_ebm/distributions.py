@@ -1,0 +1,250 @@
+r"""An energy as a Pyro distribution, and as a factor of a Pyro model."""
+
+from __future__ import annotations
+
+__all__ = ["Boltzmann", "base_distribution", "energy_factor"]
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from .energies.base import Energy, real_support, reference_tensor, trainable_parameters
+from .guards import check_score_is_sound, trained_by_elbo
+
+
+class Boltzmann(dist.TorchDistribution):
+    r"""The distribution of an energy, known up to its normaliser.
+
+    .. math:: p(x) = \exp(-E(x)/T) / Z, \qquad Z = \int \exp(-E(x)/T) \, dx
+
+    ``log_prob`` is :math:`-E(x)/T - \log Z` where :math:`\log Z` is known (given, or known to the energy at
+    :math:`T = 1`) and the unnormalised :math:`-E(x)/T` elsewhere; ``is_normalized`` says which. It works as
+    any Pyro distribution: in plates, with ``to_event``, ``mask``, ``expand``, conditioning and constrained
+    supports, under stock NUTS, HMC, SVI and autoguides. To *learn* the energy, train with one of
+    :mod:`pyro_ebm.objectives`.
+
+    Args:
+        energy: Any callable that maps ``x (*batch, *event)`` to nats ``(*batch,)``.
+        event_shape: The shape of one point; an :class:`~pyro_ebm.energies.Energy` knows its own.
+        support: The constraint on one point; an ``Energy`` knows its own, others are real by default.
+        temperature: The temperature :math:`T > 0`.
+        log_z: The exact :math:`\log \int \exp(-E(x)/T) dx` in nats, if you know it. It may depend on the
+            parameters of the energy.
+        validate_args: As in every Pyro distribution.
+
+    Raises:
+        ValueError: If the event shape is unknown or contradicts the energy's, if ``temperature`` is not
+            positive, or, in ``log_prob``, if the energy returns another shape than that of the batch.
+
+    Example:
+        >>> import pyro_ebm as ebm
+        >>> p = Boltzmann(lambda x: x.pow(4).sum(-1), event_shape=(2,))
+        >>> p.is_normalized, p.log_prob(torch.ones(7, 2)).shape
+        (False, torch.Size([7]))
+        >>> Boltzmann(ebm.energies.Laplace(torch.zeros(()), 1.0)).log_prob(torch.zeros(())).exp()
+        tensor(0.5000)
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        energy: Callable[[Tensor], Tensor],
+        *,
+        event_shape: Sequence[int] | None = None,
+        support: constraints.Constraint | None = None,
+        temperature: float | Tensor = 1.0,
+        log_z: float | Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not callable(energy):
+            raise ValueError(f"energy must be callable, got {type(energy).__name__}")
+        known = isinstance(energy, Energy)
+        if event_shape is None and not known:
+            raise ValueError("event_shape is needed: a plain callable does not say the shape of x")
+        if known and event_shape is not None and torch.Size(event_shape) != energy.event_shape:
+            raise ValueError(
+                f"event_shape {tuple(event_shape)} contradicts the energy's {tuple(energy.event_shape)}"
+            )
+        event_shape = energy.event_shape if event_shape is None else torch.Size(event_shape)
+        if support is None:
+            support = energy.support if known else real_support(len(event_shape))
+        if support.event_dim != len(event_shape):
+            raise ValueError(
+                f"support {support} has event_dim {support.event_dim}, but event_shape is "
+                f"{tuple(event_shape)}; wrap it as constraints.independent(support, n)"
+            )
+        if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        self.energy = energy
+        self.temperature = temperature
+        self._support = support
+        self._own_law = known and support is energy.support and _is_one(temperature)
+        self._log_z = log_z
+        super().__init__(torch.Size(), event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """The constraint on one point."""
+        return self._support
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether ``log_prob`` is a normalised log density."""
+        return self._log_z is not None or (self._own_law and self.energy.has_log_z)
+
+    @property
+    def log_z(self) -> Tensor | float:
+        """The exact log Z in nats, where ``is_normalized``."""
+        if not self.is_normalized:
+            raise ValueError("log Z is not known; estimate it with pyro_ebm.logz")
+        return self.energy.log_z() if self._log_z is None else self._log_z
+
+    def expand(self, batch_shape: Sequence[int], _instance: Boltzmann | None = None) -> Boltzmann:
+        """Returns the distribution of independent copies, with shape ``batch_shape``."""
+        new = copy.copy(self) if _instance is None else _instance
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def with_energy(self, energy: Callable[[Tensor], Tensor]) -> Boltzmann:
+        """Returns the same distribution of another, unnormalised energy."""
+        new = copy.copy(self)
+        new.energy, new._own_law, new._log_z = energy, False, None
+        return new
+
+    def log_density(self, x: Tensor) -> Tensor:
+        r"""Evaluates the unnormalised :math:`-E(x)/T`.
+
+        Args:
+            x: Points, with shape ``(*sample, *batch, *event)``.
+
+        Returns:
+            The log density in nats up to a constant, with shape ``(*sample, *batch)``.
+        """
+        energy = self.energy(x)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        if energy.shape not in (batch, torch.broadcast_shapes(batch, self.batch_shape)):
+            raise ValueError(
+                f"energy must map x of shape {tuple(x.shape)} to shape {tuple(batch)}, one number of nats "
+                f"per point, got {tuple(energy.shape)}; a trailing dimension of one needs squeeze(-1)"
+            )
+        log_density = -energy / self.temperature
+        return log_density.expand(torch.broadcast_shapes(log_density.shape, self.batch_shape))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Evaluates :math:`-E(x)/T - \log Z`, or :math:`-E(x)/T` where log Z is not known.
+
+        Args:
+            x: Points, with shape ``(*sample, *batch, *event)``.
+
+        Returns:
+            The log density in nats, with shape ``(*sample, *batch)``.
+        """
+        if self._validate_args:
+            self._validate_sample(x)
+        log_density = self.log_density(x)
+        if self.is_normalized:
+            return log_density - self.log_z
+        check_score_is_sound(log_density, trainable_parameters(self.energy))
+        return log_density
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        r"""Draws exactly where the energy knows how, else approximately.
+
+        The approximate draw is sampling importance resampling in unconstrained space: up to 256 proposals per
+        point from a wide scale mixture of Gaussians, of which one is kept with probability proportional to
+        :math:`\exp(-E/T)` over the proposal density. It needs one evaluation of the energy and no gradient,
+        never fails, and is meant for the places where Pyro draws in order to learn a shape or to begin. It
+        is good in a few dimensions and poor in many: for draws to rely on, run :class:`pyro_ebm.MCMC`.
+
+        Args:
+            sample_shape: The shape of independent draws in front of the batch.
+
+        Returns:
+            Points, with shape ``(*sample, *batch, *event)``.
+        """
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            if self._own_law and self.energy.has_sample:
+                return self.energy.sample(shape.numel()).reshape(shape + self.event_shape)
+            return self._resample_proposals(shape)
+
+    def _resample_proposals(self, shape: torch.Size) -> Tensor:
+        bijection = biject_to(self._support)
+        like = reference_tensor(self.energy)
+        event = bijection.inverse_shape(self.event_shape)
+        num_proposals = max(8, min(256, 2**22 // max(1, shape.numel() * event.numel())))
+        scales = like.new_tensor([0.3, 1.0, 3.0, 10.0])
+        own = scales[torch.randint(4, (num_proposals, *shape), device=like.device)]
+        z = like.new_empty((num_proposals, *shape, *event)).normal_()
+        z = z * own.reshape(own.shape + (1,) * len(event))
+        x = bijection(z)
+        log_weights = self.log_density(x) + _sum_to(bijection.log_abs_det_jacobian(z, x), own.dim())
+        squares, dim = z.square().reshape(*own.shape, -1).sum(-1, keepdim=True), event.numel()
+        log_weights = log_weights - (-squares / (2 * scales**2) - dim * scales.log()).logsumexp(-1)
+        log_weights = log_weights.nan_to_num(nan=-math.inf).reshape(num_proposals, -1)
+        gumbel = -torch.empty_like(log_weights).exponential_().log()
+        kept = (log_weights + gumbel).argmax(0)
+        rows = x.reshape(num_proposals, -1, *self.event_shape)
+        return rows[kept, torch.arange(len(kept), device=x.device)].reshape(shape + self.event_shape)
+
+
+def base_distribution(fn: dist.TorchDistribution) -> dist.TorchDistribution:
+    """Unwraps ``to_event``, ``mask`` and ``expand``."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> None:
+    r"""Adds a soft constraint to a Pyro model: multiplies its joint density by :math:`\exp(-E)`.
+
+    The product need not be normalised, and latents under MCMC or a guide are sampled from it as they
+    should. Its value is no log-likelihood of anything.
+
+    Args:
+        name: The name of the site.
+        energy: A callable that maps ``args`` to nats, with the shape of the plates around it.
+        args: What the energy takes.
+
+    Raises:
+        ValueError: If the energy does not return a floating-point tensor.
+
+    Example:
+        >>> import pyro_ebm as ebm
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(0, 1).expand([5]).to_event(1))
+        ...     energy_factor("smooth", lambda z: z.diff().square().sum(-1), z)
+        >>> list(pyro.poutine.trace(model).get_trace().nodes)
+        ['_INPUT', 'z', 'smooth', '_RETURN']
+    """
+    value = energy(*args)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ValueError(
+            f"energy of factor '{name}' must return a floating-point tensor of nats, got "
+            f"{value.dtype if isinstance(value, Tensor) else type(value).__name__}"
+        )
+    if trained_by_elbo(trainable_parameters(energy)):
+        warnings.warn(
+            f"factor '{name}' has a learnable energy, and a plain ELBO ignores that log Z moves with it: the "
+            "loss falls without bound. Make it a Boltzmann site and train with pyro_ebm.objectives, or "
+            "freeze the energy with energy.requires_grad_(False)",
+            UserWarning,
+            stacklevel=2,
+        )
+    pyro.factor(name, -value)
+
+
+def _is_one(temperature: float | Tensor) -> bool:
+    return not isinstance(temperature, Tensor) and temperature == 1.0
+
+
+def _sum_to(values: Tensor, num_dims: int) -> Tensor:
+    return values.flatten(num_dims).sum(-1) if values.dim() > num_dims else values

@@ -1,0 +1,94 @@
+r"""The contract of a kernel: a transition :math:`p(x' \mid x)` that leaves :math:`\exp(-U)` invariant, or
+says by how much it does not.
+
+A kernel is a recipe without a memory: ``init`` makes a state, ``noise`` draws what a step needs, ``step``
+moves the chains. Its step size and metric are in the state, where adaptation sets them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Kernel"]
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..distributions import Boltzmann
+from ..potential import Model, Potential
+from .pyro_face import PyroFace
+from .transition import Info, State
+
+
+class Kernel(PyroFace):
+    r"""A transition over a batch of chains.
+
+    It can be given to :class:`pyro_ebm.MCMC`, to ``pyro.infer.MCMC`` and, without a target, to an
+    objective or estimator that binds it to an energy.
+
+    Args:
+        model: A Pyro model or a :class:`~pyro_ebm.Boltzmann`, if any.
+        potential_fn: In its place, a function from a dict of unconstrained values to nats.
+        step_size: The step size, or its first value where it is adapted.
+        adapt_step_size: Whether warmup adapts the step size.
+        adapt_mass_matrix: Whether warmup adapts the diagonal metric.
+        target_accept_prob: The mean acceptance that adaptation aims at.
+
+    Raises:
+        ValueError: If ``step_size`` is not positive, ``target_accept_prob`` not between 0 and 1, or both
+            ``model`` and ``potential_fn`` are given.
+    """
+
+    def __init__(
+        self,
+        model: Model | Boltzmann | None = None,
+        *,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        step_size: float,
+        adapt_step_size: bool,
+        adapt_mass_matrix: bool,
+        target_accept_prob: float,
+    ) -> None:
+        if not step_size > 0:
+            raise ValueError(f"step_size must be positive, got {step_size}")
+        if not 0 < target_accept_prob < 1:
+            raise ValueError(f"target_accept_prob must be between 0 and 1, got {target_accept_prob}")
+        super().__init__(model, potential_fn)
+        self.step_size = step_size
+        self.adapt_step_size = adapt_step_size
+        self.adapt_mass_matrix = adapt_mass_matrix
+        self.target_accept_prob = target_accept_prob
+
+    def init(self, potential: Potential, z: Tensor) -> State:
+        """Makes the first state of some chains.
+
+        Args:
+            potential: The target.
+            z: Unconstrained chains, with shape ``(C, D)``.
+
+        Returns:
+            The state, with the kernel's own step size and a unit metric.
+        """
+        value, grad = potential.value_and_grad(z)
+        step_size = z.new_tensor(self.step_size)
+        return State(z.detach(), value, grad, step_size, z.new_ones(z.shape[-1]))
+
+    @abstractmethod
+    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draws all the randomness of one step."""
+
+    @abstractmethod
+    def step(
+        self, potential: Potential, state: State, noise: tuple[Tensor, ...]
+    ) -> tuple[State, Info]:
+        """Moves every chain once.
+
+        Args:
+            potential: The target.
+            state: Where the chains are.
+            noise: What :meth:`noise` drew.
+
+        Returns:
+            Where the chains are now, and what happened.
+        """

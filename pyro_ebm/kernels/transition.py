@@ -1,0 +1,135 @@
+r"""What a transition passes on, and the only sampling loop of the package.
+
+Chains are the first dimension of every tensor. All that the next step needs is in the :class:`State`; what
+it does not need is in the :class:`Info`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Info", "State", "metropolis", "run", "seeded_generator", "statistics"]
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..potential import Potential
+from .adaptation import Adaptation
+
+if TYPE_CHECKING:
+    from .base import Kernel
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    z: Tensor
+    """Unconstrained chains, with shape ``(C, D)``."""
+    potential: Tensor
+    """U at ``z`` in nats, with shape ``(C,)``."""
+    grad: Tensor
+    """The gradient of U at ``z``, with shape ``(C, D)``."""
+    step_size: Tensor
+    """The step size of all chains, 0-d."""
+    scale: Tensor
+    """The unit of length of each coordinate (the diagonal metric is its inverse square), ``(D,)``."""
+
+
+class Info(NamedTuple):
+    """What happened in a step, per chain ``(C,)``; ``None`` where it means nothing for the kernel."""
+
+    diverging: Tensor
+    """Whether the proposal had a non-finite (or absurdly high) energy; it was rejected."""
+    accept_prob: Tensor | None = None
+    """The Metropolis acceptance probability."""
+    accepted: Tensor | None = None
+    """Whether the proposal was taken."""
+    energy: Tensor | None = None
+    """The Hamiltonian of the new state, for kernels with a momentum."""
+    num_steps: Tensor | None = None
+    """The number of leapfrog steps."""
+
+
+def run(
+    kernel: Kernel,
+    potential: Potential,
+    state: State,
+    num_steps: int,
+    generator: torch.Generator,
+    adaptation: Adaptation | None = None,
+) -> Iterator[tuple[State, Info]]:
+    """Moves the chains step by step: the only sampling loop.
+
+    Args:
+        kernel: The transition.
+        potential: The target.
+        state: Where the chains begin.
+        num_steps: How many steps to make.
+        generator: Where the noise comes from.
+        adaptation: What tunes the state after each step; none for draws to keep.
+
+    Yields:
+        The state and what happened, after each step.
+    """
+    for _ in range(num_steps):
+        state, info = kernel.step(potential, state, kernel.noise(state, generator))
+        if adaptation is not None:
+            state = adaptation.update(state, info)
+        yield state, info
+
+
+def metropolis(
+    state: State, proposal: State, log_ratio: Tensor, uniform: Tensor
+) -> tuple[State, Tensor, Tensor]:
+    r"""Accepts each chain's proposal with probability :math:`\min(1, e^{\log r})`; never a NaN.
+
+    Args:
+        state: Where the chains are.
+        proposal: Where they may go.
+        log_ratio: The log Metropolis ratio, with shape ``(C,)``.
+        uniform: Uniform draws, with shape ``(C,)``.
+
+    Returns:
+        The new state, the acceptance probability ``(C,)`` and whether each chain moved ``(C,)``.
+    """
+    accept_prob = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0).to(uniform.dtype)
+    accepted = uniform < accept_prob
+    rows = accepted.unsqueeze(-1)
+    moved = State(
+        torch.where(rows, proposal.z, state.z),
+        torch.where(accepted, proposal.potential, state.potential),
+        torch.where(rows, proposal.grad, state.grad),
+        state.step_size,
+        state.scale,
+    )
+    return moved, accept_prob, accepted
+
+
+def seeded_generator(device: torch.device) -> torch.Generator:
+    """Makes a generator whose seed comes from torch's global one, so that ``pyro.set_rng_seed`` rules."""
+    seed = int(torch.randint(2**62, ()))
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def statistics(state: State, info: Info) -> dict[str, Tensor]:
+    """Names what happened in a step as ArviZ does.
+
+    Args:
+        state: Where the chains are.
+        info: What happened.
+
+    Returns:
+        Tensors of shape ``(C,)``, those that mean something for the kernel: ``lp`` is the log density in
+        unconstrained space up to a constant, ``energy`` the Hamiltonian.
+    """
+    named = {
+        "lp": -state.potential,
+        "step_size": state.step_size.expand(len(state.z)),
+        "diverging": info.diverging,
+        "acceptance_rate": info.accept_prob,
+        "accepted": info.accepted,
+        "energy": info.energy,
+        "n_steps": info.num_steps,
+    }
+    return {name: values for name, values in named.items() if values is not None}

@@ -1,0 +1,201 @@
+r"""Objectives: surrogates for :math:`\log p(x)` whose gradient trains an energy.
+
+An objective maps a :class:`~pyro_ebm.Boltzmann` and a value to a tensor of batch shape, the *surrogate*: its
+gradient in the energy's parameters stands in for that of the intractable log-likelihood. Its value is
+nothing to compare or to watch. As a Pyro ELBO, an objective puts the surrogate in the place of each
+learnable unnormalised site of a model and leaves everything else (latents, guides, plates, subsampling,
+masks, the other sites) to the ELBO it wraps.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Objective", "no_guide"]
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from ..distributions import Boltzmann, base_distribution
+from ..energies.base import check_energy, module_of, trainable_parameters
+from ..guards import unconstrained_parameter
+
+
+def no_guide(*args: object, **kwargs: object) -> None:
+    """The guide of a model without latents: samples nothing."""
+
+
+class Objective(ELBO):
+    r"""A loss for Pyro's SVI that can learn unnormalised sites.
+
+    A subclass defines :meth:`surrogate`. Use it as ``SVI(model, guide, optim, loss=objective)``, as any
+    ELBO, or call ``-objective.surrogate(boltzmann, x).mean()`` in a bare torch loop.
+
+    The energy's parameters are registered with Pyro under ``"<site>.energy"`` where the model did not
+    register them itself, so that they move.
+
+    Args:
+        elbo: The ELBO that takes care of the rest of the model.
+    """
+
+    serves_latents: bool = True
+    """Whether the surrogate carries the gradient of log p to the value of the site."""
+
+    def __init__(self, elbo: ELBO | None = None) -> None:
+        super().__init__()
+        self.elbo = Trace_ELBO() if elbo is None else elbo
+        self._checked: set[int] = set()
+
+    @abstractmethod
+    def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:
+        r"""Evaluates the surrogate for :math:`\log p(x)`.
+
+        Args:
+            boltzmann: The distribution whose energy learns.
+            x: Data, or values of a latent, with shape ``(*batch, *event)``.
+            name: The site; objectives that keep chains keep them apart by it.
+
+        Returns:
+            The surrogate in nats, with shape ``(*batch,)``.
+        """
+
+    def loss(
+        self, model: Callable, guide: Callable, *args: object, **kwargs: object
+    ) -> torch.Tensor | float:
+        """Evaluates the loss, without moving parameters or persistent chains."""
+        return self.elbo.loss(self._swapped(model), guide, *args, **kwargs)
+
+    def loss_and_grads(
+        self, model: Callable, guide: Callable, *args: object, **kwargs: object
+    ) -> torch.Tensor | float:
+        """Evaluates the loss and adds its gradient to the parameters."""
+        return self.elbo.loss_and_grads(self._swapped(model), guide, *args, **kwargs)
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: object, **kwargs: object
+    ) -> Tensor:
+        """Evaluates the loss as a tensor to call ``backward`` on."""
+        return self.elbo.differentiable_loss(self._swapped(model), guide, *args, **kwargs)
+
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace]:
+        return self.elbo._get_trace(self._swapped(model), guide, args, kwargs)
+
+    def _swapped(self, model: Callable) -> Callable:
+        return _Swap(self)(model)
+
+    def check(self, boltzmann: Boltzmann, x: Tensor, name: str) -> None:
+        """Checks the data, and an energy once, when first seen.
+
+        Raises:
+            ValueError: If the data are empty, not finite or on the edge of the support, or if the energy
+                breaks its contract.
+        """
+        finite = x.isfinite() & biject_to(boltzmann.support).inv(x.detach()).isfinite().all()
+        if not x.numel() or not bool(finite.all()):
+            fault = "not finite, or lie on the edge of the support" if x.numel() else "empty"
+            raise ValueError(f"data of site '{name}', with shape {tuple(x.shape)}, are {fault}")
+        module = boltzmann.energy
+        if isinstance(module, nn.Module) and id(module) not in self._checked:
+            check_energy(module, x.detach().reshape(-1, *boltzmann.event_shape)[:2])
+            self._checked.add(id(module))
+
+
+class _Swap(Messenger):
+    """Puts the surrogate in the place of each learnable unnormalised site."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.seen: set[int] = set()
+
+    def __enter__(self) -> _Swap:
+        self.seen = set()
+        return super().__enter__()
+
+    def _pyro_post_param(self, msg: dict) -> None:
+        self.seen.add(id(unconstrained_parameter(msg["value"])))
+
+    def _pyro_sample(self, msg: dict) -> None:
+        boltzmann = base_distribution(msg["fn"])
+        if not isinstance(boltzmann, Boltzmann) or boltzmann.is_normalized:
+            return
+        parameters = trainable_parameters(boltzmann.energy)
+        module = module_of(boltzmann.energy)
+        if not parameters and (module is not None or not msg["is_observed"]):
+            return
+        name = msg["name"]
+        if not msg["is_observed"] and not self.objective.serves_latents:
+            raise ValueError(
+                f"{type(self.objective).__name__} cannot serve the latent site '{name}': its surrogate "
+                "carries no gradient of log p to the guide; use ContrastiveDivergence or PersistentCD"
+            )
+        if any(id(parameter) not in self.seen for parameter in parameters):
+            pyro.module(f"{name}.energy", module)
+        msg["fn"] = _rebased(msg["fn"], _Surrogate(boltzmann, self.objective, name))
+
+
+class _Surrogate(Boltzmann):
+    """A Boltzmann distribution that scores by an objective's surrogate."""
+
+    def __init__(self, boltzmann: Boltzmann, objective: Objective, name: str) -> None:
+        self.__dict__.update(boltzmann.__dict__)
+        self.boltzmann = boltzmann
+        self.objective = objective
+        self.name = name
+
+    def expand(self, batch_shape: torch.Size, _instance: Boltzmann | None = None) -> _Surrogate:
+        return _Surrogate(self.boltzmann.expand(batch_shape), self.objective, self.name)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        value = self.objective.surrogate(self.boltzmann, x, self.name)
+        if module_of(self.energy) is None and torch.is_grad_enabled():
+            _check_leaves(value, x, self.name)
+        return value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+
+
+def _rebased(fn: dist.TorchDistribution, base: Boltzmann) -> dist.TorchDistribution:
+    """Replaces the innermost distribution within ``to_event``, ``mask`` and ``expand``."""
+    if not hasattr(fn, "base_dist"):
+        return base
+    fn = copy.copy(fn)
+    fn.base_dist = _rebased(fn.base_dist, base)
+    return fn
+
+
+def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:
+    """Warns where a closure's parameters are nowhere registered, so that they would never move."""
+    store = pyro.get_param_store()
+    leaves = [leaf for leaf in _leaves(value) if leaf is not x]
+    if not leaves or any(isinstance(p, nn.Parameter) and not store.param_name(p) for p in leaves):
+        warnings.warn(
+            f"the energy of site '{name}' is a plain function, and Pyro knows no parameter behind it: it "
+            "will not learn. Pass the torch.nn.Module itself as the energy (functools.partial for a "
+            "conditional one), or register it in the model with pyro.module or pyro.param",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    """Returns the leaf tensors that a value's gradient reaches."""
+    found, seen, queue = [], set(), [value.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        queue += [parent for parent, _ in node.next_functions]
+    return found

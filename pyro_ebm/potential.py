@@ -1,0 +1,263 @@
+r"""One target, seen by every kernel in the same way: a potential on :math:`\mathbb{R}^D` for all chains.
+
+.. math:: U(z) = -\log p(x(z)) - \log \left| \frac{dx}{dz} \right|
+
+A Pyro model, a :class:`~pyro_ebm.Boltzmann` or a potential function of a dict all become a
+:class:`Potential`. Constrained sites are sampled through their bijection, so that the Jacobian is never
+forgotten.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Model", "Potential", "Site", "unconstrained_log_density"]
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.mcmc.util import _guess_max_plate_nesting, initialize_model
+from torch import Tensor
+from torch.distributions import Transform, biject_to, identity_transform
+
+from .distributions import Boltzmann
+from .energies.base import check_energy, reference_tensor
+from .engine import ValueAndGrad, batched_value_and_grad
+
+Model = Callable[..., object]
+
+
+class Site(NamedTuple):
+    """A latent of the target: how it lies in the flat vector, and how it becomes a value."""
+
+    name: str
+    shape: torch.Size
+    """The unconstrained shape of one chain."""
+    bijection: Transform
+    """From unconstrained to constrained values."""
+    dims: tuple[str | None, ...]
+    """The plate of each leading dimension of the value, from the left."""
+
+
+class Potential:
+    r"""The potential :math:`U(z)` of a target, over flat unconstrained chains.
+
+    Args:
+        value_and_grad: Maps ``z (C, D)`` to :math:`U` in nats ``(C,)`` and :math:`\nabla U` ``(C, D)``.
+        sites: The latents, in the order in which they lie in ``z``.
+        start: A tensor whose dtype and device the chains have.
+
+    Example:
+        >>> import pyro_ebm as ebm
+        >>> potential = Potential.of(ebm.Boltzmann(ebm.energies.Gaussian(torch.zeros(2), 1.0)))
+        >>> value, grad = potential.value_and_grad(torch.ones(5, 2))
+        >>> value.shape, grad[0]
+        (torch.Size([5]), tensor([1., 1.]))
+    """
+
+    def __init__(self, value_and_grad: ValueAndGrad, sites: list[Site], start: Tensor) -> None:
+        self.value_and_grad = value_and_grad
+        self.sites = sites
+        self.dim = sum(site.shape.numel() for site in sites)
+        self.start = start
+
+    @classmethod
+    def of(
+        cls,
+        target: Boltzmann | Model | None = None,
+        args: tuple = (),
+        kwargs: Mapping | None = None,
+        *,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        initial_params: dict[str, Tensor] | None = None,
+    ) -> Potential:
+        """Builds the potential of a target.
+
+        Args:
+            target: A Boltzmann distribution or a Pyro model.
+            args: What the model takes.
+            kwargs: What the model takes by name.
+            potential_fn: In place of a target, a function from a dict of unconstrained values of one
+                chain to nats.
+            initial_params: With ``potential_fn``, unconstrained values with chains first: they say the
+                names and shapes.
+
+        Raises:
+            ValueError: If there is no target, or more than one, or ``potential_fn`` without
+                ``initial_params``; if the energy breaks its contract; if log Z of a site depends on other
+                latents.
+        """
+        if (target is None) == (potential_fn is None):
+            raise ValueError("a kernel needs exactly one target: a model or Boltzmann, or potential_fn=")
+        if potential_fn is not None:
+            return _of_function(potential_fn, initial_params)
+        if isinstance(target, Boltzmann):
+            return _of_boltzmann(target)
+        return _of_model(target, args, dict(kwargs or {}))
+
+    @classmethod
+    def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int]) -> Potential:
+        """Builds the potential of a batch of points, each its own chain; an inner step, checks nothing.
+
+        Args:
+            boltzmann: The distribution of one point, or of a batch that may depend on the place in it.
+            batch_shape: The shape of the batch; there are as many chains as it has elements.
+        """
+        bijection = biject_to(boltzmann.support)
+        shape = bijection.inverse_shape(boltzmann.event_shape)
+
+        def value(z: Tensor) -> Tensor:
+            return -unconstrained_log_density(boltzmann, z.reshape(*batch_shape, *shape)).reshape(-1)
+
+        sites = [Site("x", shape, bijection, ())]
+        return cls(_batched_grad(value), sites, reference_tensor(boltzmann.energy))
+
+    def flatten(self, unconstrained: dict[str, Tensor]) -> Tensor:
+        """Packs unconstrained values, chains first, into ``z (C, D)``."""
+        rows = [unconstrained[s.name].flatten(1) for s in self.sites if s.shape.numel()]
+        return torch.cat([row.to(self.start) for row in rows], dim=-1)
+
+    def unflatten(self, z: Tensor) -> dict[str, Tensor]:
+        """Unpacks ``z (*batch, D)`` into unconstrained values by name."""
+        return _unflatten(z, self.sites)
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Maps ``z (*batch, D)`` to the values of the sites, by name."""
+        values = self.unflatten(z)
+        return {site.name: site.bijection(values[site.name]) for site in self.sites}
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """Maps the values of the sites, chains first, to ``z (C, D)``."""
+        return self.flatten({site.name: site.bijection.inv(values[site.name]) for site in self.sites})
+
+    def initialize(self, num_chains: int, radius: float = 2.0, max_tries: int = 100) -> Tensor:
+        r"""Draws starting points uniformly in a cube of unconstrained space, where U is finite.
+
+        Args:
+            num_chains: The number of chains :math:`C`.
+            radius: Half the side of the cube.
+            max_tries: How often a chain that starts at a non-finite potential is redrawn.
+
+        Returns:
+            Points ``z``, with shape ``(C, D)``.
+
+        Raises:
+            ValueError: If some chain finds no finite start.
+        """
+        z = self.start.new_empty(num_chains, self.dim).uniform_(-radius, radius)
+        for _ in range(max_tries):
+            value, grad = self.value_and_grad(z)
+            bad = ~(value.isfinite() & grad.isfinite().all(-1))
+            if not bool(bad.any()):
+                return z
+            z[bad] = z.new_empty(int(bad.sum()), self.dim).uniform_(-radius, radius)
+        raise ValueError(
+            f"{int(bad.sum())} of {num_chains} chains found no start with a finite potential in "
+            f"{max_tries} tries; give initial_params"
+        )
+
+
+def _of_boltzmann(boltzmann: Boltzmann) -> Potential:
+    bijection = biject_to(boltzmann.support)
+    shape = boltzmann.batch_shape + bijection.inverse_shape(boltzmann.event_shape)
+    start = reference_tensor(boltzmann.energy)
+    if not boltzmann.batch_shape:
+        check_energy(boltzmann.energy, bijection(start.new_zeros(2, *shape)))
+
+    def value(z: Tensor) -> Tensor:
+        log_density = unconstrained_log_density(boltzmann, z.reshape(-1, *shape))
+        return -log_density.reshape(len(z), -1).sum(-1)
+
+    return Potential(_batched_grad(value), [Site("x", shape, bijection, ())], start)
+
+
+def _batched_grad(value: Callable[[Tensor], Tensor]) -> ValueAndGrad:
+    def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            values = value(z)
+            (grad,) = torch.autograd.grad(values.sum(), z)
+        return values.detach(), grad
+
+    return value_and_grad
+
+
+def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
+    r"""Evaluates the unnormalised log density of the unconstrained variable, differentiable everywhere.
+
+    .. math:: -E(x(u))/T + \log \left| \frac{dx}{du} \right|
+
+    Args:
+        boltzmann: The distribution.
+        u: Unconstrained points, with shape ``(*sample, *batch, *unconstrained_event)``.
+
+    Returns:
+        The log density in nats up to a constant, with shape ``(*sample, *batch)``.
+    """
+    bijection = biject_to(boltzmann.support)
+    x = bijection(u)
+    log_density = boltzmann.log_density(x)
+    jacobian = bijection.log_abs_det_jacobian(u, x)
+    return log_density + jacobian.reshape(*log_density.shape, -1).sum(-1)
+
+
+def _of_function(
+    potential_fn: Callable[[dict[str, Tensor]], Tensor], initial_params: dict[str, Tensor] | None
+) -> Potential:
+    if not initial_params:
+        raise ValueError(
+            "potential_fn= says neither names nor shapes: give initial_params, unconstrained, chains first"
+        )
+    sites = [
+        Site(name, value.shape[1:], identity_transform, ())
+        for name, value in sorted(initial_params.items())
+    ]
+    start = next(iter(initial_params.values())).new_empty(())
+    return _mapped(potential_fn, sites, start)
+
+
+def _of_model(model: Model, args: tuple, kwargs: dict) -> Potential:
+    with poutine.block(), pyro.validation_enabled(False):
+        nesting = _guess_max_plate_nesting(InitMessenger(_uniform_in_support)(model), args, kwargs)
+        params, potential_fn, transforms, trace = initialize_model(
+            model, args, kwargs, max_plate_nesting=nesting, init_strategy=_uniform_in_support
+        )
+    if not params:
+        raise ValueError("the model has no continuous latent site to sample")
+    sites = []
+    for name in sorted(params):
+        node = trace.nodes[name]
+        plates = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
+        batch_dim = len(node["fn"].batch_shape)
+        dims = tuple(plates.get(d - batch_dim) for d in range(batch_dim))
+        sites.append(Site(name, params[name].shape, transforms[name].inv, dims))
+    return _mapped(potential_fn, sites, params[sites[0].name].new_empty(()))
+
+
+def _mapped(
+    potential_fn: Callable[[dict[str, Tensor]], Tensor], sites: list[Site], start: Tensor
+) -> Potential:
+    def one_chain(z: Tensor) -> Tensor:
+        return potential_fn(_unflatten(z, sites)).squeeze()
+
+    return Potential(batched_value_and_grad(one_chain), sites, start)
+
+
+def _unflatten(z: Tensor, sites: list[Site]) -> dict[str, Tensor]:
+    pieces = z.split([site.shape.numel() for site in sites], dim=-1)
+    return {
+        site.name: piece.reshape(z.shape[:-1] + site.shape)
+        for site, piece in zip(sites, pieces, strict=True)
+    }
+
+
+def _uniform_in_support(site: dict) -> Tensor | None:
+    """Starts a continuous latent without a draw, which an improper prior could not give."""
+    fn = site["fn"]
+    if fn.has_enumerate_support:
+        return None
+    bijection = biject_to(fn.support)
+    z = torch.empty(bijection.inverse_shape(fn.shape())).uniform_(-2.0, 2.0)
+    return bijection(z).detach()
