@@ -1,7 +1,8 @@
-r"""Whether chains have mixed, and how much their draws are worth, in torch and on the device of the draws.
+r"""Whether chains have mixed, and how much their draws are worth, in torch and on the device of
+the draws.
 
-All take draws of shape ``(chain, draw, *event)``. Rank normalisation replaces each draw by the normal
-quantile of its rank among all draws, so that heavy tails do not hide a disagreement.
+All take draws of shape ``(chain, draw, *event)``. Rank normalisation replaces each draw by the
+normal quantile of its rank among all draws, so that heavy tails do not hide a disagreement.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ def split_r_hat(draws: Tensor) -> Tensor:
 
     .. math:: \hat R = \sqrt{\frac{N-1}{N} + \frac{B}{N W}}
 
-    over half chains of :math:`N` draws, :math:`B/N` the variance of their means and :math:`W` the mean of
-    their variances. Values above 1.01 say that the chains have not mixed.
+    over half chains of :math:`N` draws, :math:`B/N` the variance of their means and :math:`W` the
+    mean of their variances. Values above 1.01 say that the chains have not mixed.
 
     References:
         | Rank-normalization, folding, and localization (Vehtari et al., 2021),
@@ -47,9 +48,11 @@ def split_r_hat(draws: Tensor) -> Tensor:
 
 
 def bulk_ess(draws: Tensor) -> Tensor:
-    r"""The number of independent draws that these are worth for a mean: bulk effective sample size.
+    r"""The number of independent draws that these are worth for a mean: bulk effective sample
+    size.
 
-    Rank-normalised, over split chains; Geyer's initial monotone sequence, as in ``pyro.ops.stats``.
+    Rank-normalised, over split chains; Geyer's initial monotone sequence, as in
+    ``pyro.ops.stats``.
 
     References:
         | Rank-normalization, folding, and localization (Vehtari et al., 2021),
@@ -59,7 +62,8 @@ def bulk_ess(draws: Tensor) -> Tensor:
         draws: Draws, with shape ``(chain, draw, *event)``.
 
     Returns:
-        The effective sample size, with the event shape; NaN for fewer than four draws or constant draws.
+        The effective sample size, with the event shape; NaN for fewer than four draws or constant
+        draws.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -76,15 +80,17 @@ def nested_r_hat(draws: Tensor, num_superchains: int) -> Tensor:
 
     .. math:: \hat R = \sqrt{1 + B/W}
 
-    with :math:`B` the variance of the means of the superchains and :math:`W` the mean over superchains of
-    the variance of their chains' means plus the mean of their chains' variances. It needs no long chain,
-    one draw will do; it means something only if all chains of a superchain began at one point.
+    with :math:`B` the variance of the means of the superchains and :math:`W` the mean over
+    superchains of the variance of their chains' means plus the mean of their chains' variances. It
+    needs no long chain, one draw will do; it means something only if all chains of a superchain
+    began at one point.
 
     References:
         | Nested R-hat (Margossian et al., 2024), https://doi.org/10.1214/24-BA1453
 
     Args:
-        draws: Draws, with shape ``(chain, draw, *event)``, the chains of a superchain side by side.
+        draws: Draws, with shape ``(chain, draw, *event)``, the chains of a superchain side by
+            side.
         num_superchains: The number of superchains, which divides the number of chains.
 
     Returns:
@@ -101,7 +107,8 @@ def nested_r_hat(draws: Tensor, num_superchains: int) -> Tensor:
     num_chains = len(draws)
     if num_superchains < 2 or num_chains % num_superchains:
         raise ValueError(
-            f"num_superchains must be at least 2 and divide the {num_chains} chains, got {num_superchains}"
+            f"num_superchains must be at least 2 and divide the {num_chains} chains, got "
+            f"{num_superchains}"
         )
     x = draws.double().unflatten(0, (num_superchains, -1))
     chain_means = x.mean(2)

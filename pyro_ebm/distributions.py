@@ -24,24 +24,26 @@ class Boltzmann(dist.TorchDistribution):
 
     .. math:: p(x) = \exp(-E(x)/T) / Z, \qquad Z = \int \exp(-E(x)/T) \, dx
 
-    ``log_prob`` is :math:`-E(x)/T - \log Z` where :math:`\log Z` is known (given, or known to the energy at
-    :math:`T = 1`) and the unnormalised :math:`-E(x)/T` elsewhere; ``is_normalized`` says which. It works as
-    any Pyro distribution: in plates, with ``to_event``, ``mask``, ``expand``, conditioning and constrained
-    supports, under stock NUTS, HMC, SVI and autoguides. To *learn* the energy, train with one of
-    :mod:`pyro_ebm.objectives`.
+    ``log_prob`` is :math:`-E(x)/T - \log Z` where :math:`\log Z` is known (given, or known to the
+    energy at :math:`T = 1`) and the unnormalised :math:`-E(x)/T` elsewhere; ``is_normalized`` says
+    which. It works as any Pyro distribution: in plates, with ``to_event``, ``mask``, ``expand``,
+    conditioning and constrained supports, under stock NUTS, HMC, SVI and autoguides. To *learn*
+    the energy, train with one of :mod:`pyro_ebm.objectives`.
 
     Args:
         energy: Any callable that maps ``x (*batch, *event)`` to nats ``(*batch,)``.
         event_shape: The shape of one point; an :class:`~pyro_ebm.energies.Energy` knows its own.
-        support: The constraint on one point; an ``Energy`` knows its own, others are real by default.
+        support: The constraint on one point; an ``Energy`` knows its own, others are real by
+            default.
         temperature: The temperature :math:`T > 0`.
-        log_z: The exact :math:`\log \int \exp(-E(x)/T) dx` in nats, if you know it. It may depend on the
-            parameters of the energy.
+        log_z: The exact :math:`\log \int \exp(-E(x)/T) dx` in nats, if you know it. It may depend
+            on the parameters of the energy.
         validate_args: As in every Pyro distribution.
 
     Raises:
-        ValueError: If the event shape is unknown or contradicts the energy's, if ``temperature`` is not
-            positive, or, in ``log_prob``, if the energy returns another shape than that of the batch.
+        ValueError: If the event shape is unknown or contradicts the energy's, if ``temperature``
+            is not positive, or, in ``log_prob``, if the energy returns another shape than that of
+            the batch.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -71,7 +73,8 @@ class Boltzmann(dist.TorchDistribution):
             raise ValueError("event_shape is needed: a plain callable does not say the shape of x")
         if known and event_shape is not None and torch.Size(event_shape) != energy.event_shape:
             raise ValueError(
-                f"event_shape {tuple(event_shape)} contradicts the energy's {tuple(energy.event_shape)}"
+                f"event_shape {tuple(event_shape)} contradicts the energy's "
+                f"{tuple(energy.event_shape)}"
             )
         event_shape = energy.event_shape if event_shape is None else torch.Size(event_shape)
         if support is None:
@@ -132,8 +135,9 @@ class Boltzmann(dist.TorchDistribution):
         batch = x.shape[: x.dim() - len(self.event_shape)]
         if energy.shape not in (batch, torch.broadcast_shapes(batch, self.batch_shape)):
             raise ValueError(
-                f"energy must map x of shape {tuple(x.shape)} to shape {tuple(batch)}, one number of nats "
-                f"per point, got {tuple(energy.shape)}; a trailing dimension of one needs squeeze(-1)"
+                f"energy must map x of shape {tuple(x.shape)} to shape {tuple(batch)}, one number "
+                f"of nats per point, got {tuple(energy.shape)}; a trailing dimension of one needs "
+                "squeeze(-1)"
             )
         log_density = -energy / self.temperature
         return log_density.expand(torch.broadcast_shapes(log_density.shape, self.batch_shape))
@@ -158,11 +162,12 @@ class Boltzmann(dist.TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         r"""Draws exactly where the energy knows how, else approximately.
 
-        The approximate draw is sampling importance resampling in unconstrained space: up to 256 proposals per
-        point from a wide scale mixture of Gaussians, of which one is kept with probability proportional to
-        :math:`\exp(-E/T)` over the proposal density. It needs one evaluation of the energy and no gradient,
-        never fails, and is meant for the places where Pyro draws in order to learn a shape or to begin. It
-        is good in a few dimensions and poor in many: for draws to rely on, run :class:`pyro_ebm.MCMC`.
+        The approximate draw is sampling importance resampling in unconstrained space: up to 256
+        proposals per point from a wide scale mixture of Gaussians, of which one is kept with
+        probability proportional to :math:`\exp(-E/T)` over the proposal density. It needs one
+        evaluation of the energy and no gradient, never fails, and is meant for the places where
+        Pyro draws in order to learn a shape or to begin. It is good in a few dimensions and poor
+        in many: for draws to rely on, run :class:`pyro_ebm.MCMC`.
 
         Args:
             sample_shape: The shape of independent draws in front of the batch.
@@ -186,14 +191,18 @@ class Boltzmann(dist.TorchDistribution):
         z = like.new_empty((num_proposals, *shape, *event)).normal_()
         z = z * own.reshape(own.shape + (1,) * len(event))
         x = bijection(z)
-        log_weights = self.log_density(x) + _sum_to(bijection.log_abs_det_jacobian(z, x), own.dim())
+        log_weights = self.log_density(x) + _sum_to(
+            bijection.log_abs_det_jacobian(z, x), own.dim()
+        )
         squares, dim = z.square().reshape(*own.shape, -1).sum(-1, keepdim=True), event.numel()
         log_weights = log_weights - (-squares / (2 * scales**2) - dim * scales.log()).logsumexp(-1)
         log_weights = log_weights.nan_to_num(nan=-math.inf).reshape(num_proposals, -1)
         gumbel = -torch.empty_like(log_weights).exponential_().log()
         kept = (log_weights + gumbel).argmax(0)
         rows = x.reshape(num_proposals, -1, *self.event_shape)
-        return rows[kept, torch.arange(len(kept), device=x.device)].reshape(shape + self.event_shape)
+        return rows[kept, torch.arange(len(kept), device=x.device)].reshape(
+            shape + self.event_shape
+        )
 
 
 def base_distribution(fn: dist.TorchDistribution) -> dist.TorchDistribution:
@@ -206,8 +215,8 @@ def base_distribution(fn: dist.TorchDistribution) -> dist.TorchDistribution:
 def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> None:
     r"""Adds a soft constraint to a Pyro model: multiplies its joint density by :math:`\exp(-E)`.
 
-    The product need not be normalised, and latents under MCMC or a guide are sampled from it as they
-    should. Its value is no log-likelihood of anything.
+    The product need not be normalised, and latents under MCMC or a guide are sampled from it as
+    they should. Its value is no log-likelihood of anything.
 
     Args:
         name: The name of the site.
@@ -233,9 +242,9 @@ def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> No
         )
     if trained_by_elbo(trainable_parameters(energy)):
         warnings.warn(
-            f"factor '{name}' has a learnable energy, and a plain ELBO ignores that log Z moves with it: the "
-            "loss falls without bound. Make it a Boltzmann site and train with pyro_ebm.objectives, or "
-            "freeze the energy with energy.requires_grad_(False)",
+            f"factor '{name}' has a learnable energy, and a plain ELBO ignores that log Z moves "
+            "with it: the loss falls without bound. Make it a Boltzmann site and train with "
+            "pyro_ebm.objectives, or freeze the energy with energy.requires_grad_(False)",
             UserWarning,
             stacklevel=2,
         )

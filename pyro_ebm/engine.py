@@ -1,7 +1,7 @@
 """The only home of tracing and batching: a potential of one chain becomes one of all chains.
 
-Today's rungs: ``vmap`` of value and gradient; where a model cannot be mapped (a Python branch on a latent,
-say), one chain after the other, with one warning that says what stopped it.
+Today's rungs: ``vmap`` of value and gradient; where a model cannot be mapped (a Python branch on a
+latent, say), one chain after the other, with one warning that says what stopped it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _one_by_one(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
 
 
 class _SafeLog(torch.autograd.Function):
-    """The logarithm of Pyro's enumeration, with a bounded gradient at zero, in a form that vmap accepts."""
+    """The logarithm of Pyro's enumeration, with a bounded gradient at zero, in a form that vmap
+    accepts."""
 
     generate_vmap_rule = True
 
@@ -79,7 +80,9 @@ class _SafeLog(torch.autograd.Function):
         return x.log()
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor
+    ) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod

@@ -1,8 +1,8 @@
 """What must be refused when Pyro scores an unnormalised density.
 
-Pyro's inference routines take every ``log_prob`` at its word. Where log Z depends on what they learn or
-infer, that word is wrong without a sign: the ELBO runs to infinity, MCMC returns another posterior. The
-checks here run as Pyro scores a site, in its own routines as in ours.
+Pyro's inference routines take every ``log_prob`` at its word. Where log Z depends on what they
+learn or infer, that word is wrong without a sign: the ELBO runs to infinity, MCMC returns another
+posterior. The checks here run as Pyro scores a site, in its own routines as in ours.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def check_score_is_sound(log_density: Tensor, parameters: list[nn.Parameter]) ->
         parameters: The energy's own trainable parameters.
 
     Raises:
-        ValueError: If an MCMC potential is being computed and ``log_density`` depends on a latent other
-            than the site's own value.
+        ValueError: If an MCMC potential is being computed and ``log_density`` depends on a latent
+            other than the site's own value.
     """
     if not log_density.requires_grad:
         return
@@ -69,10 +69,10 @@ def check_score_is_sound(log_density: Tensor, parameters: list[nn.Parameter]) ->
         check_energy_is_fixed(name, log_density, latents)
     elif _inside_svi() and (site["is_observed"] or trained_by_elbo(parameters)):
         warnings.warn(
-            f"site '{name}' has an unnormalised, learnable energy, and a plain ELBO ignores that log Z "
-            "moves with it: the loss falls without bound. Pass loss=pyro_ebm.objectives.PersistentCD(...) "
-            "(or another objective) to SVI, give Boltzmann the exact log_z, or freeze the energy with "
-            "energy.requires_grad_(False)",
+            f"site '{name}' has an unnormalised, learnable energy, and a plain ELBO ignores that "
+            "log Z moves with it: the loss falls without bound. Pass "
+            "loss=pyro_ebm.objectives.PersistentCD(...) (or another objective) to SVI, give "
+            "Boltzmann the exact log_z, or freeze the energy with energy.requires_grad_(False)",
             UserWarning,
             stacklevel=2,
         )
@@ -98,10 +98,10 @@ def check_energy_is_fixed(name: str, log_density: Tensor, latents: dict[str, Ten
     upstream = [k for k, grad in zip(latents, grads, strict=True) if grad is not None]
     if upstream:
         raise ValueError(
-            f"the energy of site '{name}' depends on latent site(s) {', '.join(map(repr, upstream))}, so "
-            "its log Z does too, and a sampler that leaves it out returns a wrong posterior. Give "
-            "Boltzmann the exact log_z=..., write a soft constraint as pyro_ebm.energy_factor, or use an "
-            "exchange kernel"
+            f"the energy of site '{name}' depends on latent site(s) "
+            f"{', '.join(map(repr, upstream))}, so its log Z does too, and a sampler that leaves "
+            "it out returns a wrong posterior. Give Boltzmann the exact log_z=..., write a soft "
+            "constraint as pyro_ebm.energy_factor, or use an exchange kernel"
         )
 
 

@@ -18,33 +18,36 @@ from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.transition import run, seeded_generator, statistics
-from .potential import Potential
 
 
 class MCMC(AbstractMCMC):
     r"""Runs a kernel on many chains at once: chains are a dimension of a tensor, not processes.
 
-    Warmup adapts step size and metric over all chains together and then stops. Ctrl-C keeps the draws made
-    so far. Noise comes from a generator seeded by torch's, so ``pyro.set_rng_seed`` makes a run repeatable.
+    Warmup adapts step size and metric over all chains together and then stops. Ctrl-C keeps the
+    draws made so far. Noise comes from a generator seeded by torch's, so ``pyro.set_rng_seed``
+    makes a run repeatable.
 
     Args:
-        kernel: A kernel with a target: a Pyro model, a :class:`~pyro_ebm.Boltzmann` or ``potential_fn=``.
+        kernel: A kernel with a target: a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
+            ``potential_fn=``.
         num_samples: The number of draws to keep, per chain.
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
         num_chains: The number of chains.
-        initial_params: Unconstrained starting values, chains first; uniform in (-2, 2) if not given.
-        num_superchains: If given, chains start in that many groups, each at one point, which nested R-hat
-            needs; it must divide ``num_chains``.
+        initial_params: Unconstrained starting values, chains first; uniform in (-2, 2) if not
+            given.
+        num_superchains: If given, chains start in that many groups, each at one point, which
+            nested R-hat needs; it must divide ``num_chains``.
         disable_progbar: Whether to be silent.
 
     Raises:
-        ValueError: If a count is not positive, ``initial_params`` does not have ``num_chains`` rows, or
-            ``num_superchains`` does not divide ``num_chains``; and whatever the kernel's target raises.
+        ValueError: If a count is not positive, ``initial_params`` does not have ``num_chains``
+            rows, or ``num_superchains`` does not divide ``num_chains``; and whatever the kernel's
+            target raises.
 
     Example:
         >>> import pyro_ebm as ebm
         >>> kernel = ebm.kernels.MALA(ebm.Boltzmann(ebm.energies.Gaussian(torch.zeros(2), 1.0)))
-        >>> mcmc = MCMC(kernel, num_samples=100, warmup_steps=100, num_chains=16, disable_progbar=True)
+        >>> mcmc = MCMC(kernel, 100, warmup_steps=100, num_chains=16, disable_progbar=True)
         >>> mcmc.run()
         >>> mcmc.get_samples(group_by_chain=True)["x"].shape
         torch.Size([16, 100, 2])
@@ -94,7 +97,8 @@ class MCMC(AbstractMCMC):
             kwargs: What the model takes by name.
 
         Raises:
-            KeyboardInterrupt: If interrupted before the first draw; later interrupts keep the draws.
+            KeyboardInterrupt: If interrupted before the first draw; later interrupts keep the
+                draws.
         """
         self._args, self._kwargs = args, kwargs
         self.potential = self.kernel.bind(args, kwargs, self.initial_params)
@@ -114,7 +118,9 @@ class MCMC(AbstractMCMC):
         if self.initial_params is not None:
             return self.potential.flatten(self.initial_params)
         groups = self.num_superchains or self.num_chains
-        return self.potential.initialize(groups).repeat_interleave(self.num_chains // groups, dim=0)
+        return self.potential.initialize(groups).repeat_interleave(
+            self.num_chains // groups, dim=0
+        )
 
     def _draw(
         self, num_steps: int, stage: str, progress: tqdm, adaptation: Adaptation | None
@@ -122,22 +128,25 @@ class MCMC(AbstractMCMC):
         draws = _Draws(self.state.z, num_steps)
         progress.set_description(stage)
         try:
-            for self.state, info in run(
+            for state, info in run(
                 self.kernel, self.potential, self.state, num_steps, self.generator, adaptation
             ):
-                draws.append(self.state.z, statistics(self.state, info))
+                self.state = state
+                draws.append(state.z, statistics(state, info))
                 progress.update()
         except KeyboardInterrupt:
             if adaptation is not None or not draws.count:
                 raise
             warnings.warn(
-                f"interrupted after {draws.count} of {num_steps} draws: they are kept", stacklevel=3
+                f"interrupted after {draws.count} of {num_steps} draws: they are kept",
+                stacklevel=3,
             )
         return draws
 
     @property
     def num_draws(self) -> int:
-        """The number of draws per chain that there are, fewer than asked for after an interrupt."""
+        """The number of draws per chain that there are, fewer than asked for after an
+        interrupt."""
         return self._draws.count
 
     @property
@@ -165,7 +174,8 @@ class MCMC(AbstractMCMC):
         return select_samples(self.constrained(self._draws), num_samples, group_by_chain)
 
     def get_warmup(self) -> dict[str, Tensor]:
-        """Returns the warmup steps by site, with shape ``(chain, step, *shape)``; no sample of the target."""
+        """Returns the warmup steps by site, with shape ``(chain, step, *shape)``; no sample of the
+        target."""
         return self.constrained(self._warmup)
 
     def constrained(self, draws: _Draws) -> dict[str, Tensor]:
@@ -175,8 +185,8 @@ class MCMC(AbstractMCMC):
     def diagnostics(self) -> dict[str, dict]:
         """Returns effective sample size and R-hat per site, divergences and acceptance per chain.
 
-        ``n_eff`` is :func:`~pyro_ebm.diagnostics.bulk_ess`, ``r_hat`` is rank-normalised and split; with
-        ``num_superchains`` there is ``nested_r_hat`` too.
+        ``n_eff`` is :func:`~pyro_ebm.diagnostics.bulk_ess`, ``r_hat`` is rank-normalised and
+        split; with ``num_superchains`` there is ``nested_r_hat`` too.
         """
         found: dict[str, dict] = {}
         for name, draws in self.get_samples(group_by_chain=True).items():

@@ -1,10 +1,11 @@
-r"""One target, seen by every kernel in the same way: a potential on :math:`\mathbb{R}^D` for all chains.
+r"""One target, seen by every kernel in the same way: a potential on :math:`\mathbb{R}^D` for all
+chains.
 
 .. math:: U(z) = -\log p(x(z)) - \log \left| \frac{dx}{dz} \right|
 
 A Pyro model, a :class:`~pyro_ebm.Boltzmann` or a potential function of a dict all become a
-:class:`Potential`. Constrained sites are sampled through their bijection, so that the Jacobian is never
-forgotten.
+:class:`Potential`. Constrained sites are sampled through their bijection, so that the Jacobian is
+never forgotten.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Potential:
     r"""The potential :math:`U(z)` of a target, over flat unconstrained chains.
 
     Args:
-        value_and_grad: Maps ``z (C, D)`` to :math:`U` in nats ``(C,)`` and :math:`\nabla U` ``(C, D)``.
+        value_and_grad: Maps ``z (C, D)`` to :math:`U` in nats ``(C,)`` and :math:`\nabla U` ``(C,
+            D)``.
         sites: The latents, in the order in which they lie in ``z``.
         start: A tensor whose dtype and device the chains have.
 
@@ -79,18 +81,20 @@ class Potential:
             target: A Boltzmann distribution or a Pyro model.
             args: What the model takes.
             kwargs: What the model takes by name.
-            potential_fn: In place of a target, a function from a dict of unconstrained values of one
-                chain to nats.
-            initial_params: With ``potential_fn``, unconstrained values with chains first: they say the
-                names and shapes.
+            potential_fn: In place of a target, a function from a dict of unconstrained values of
+                one chain to nats.
+            initial_params: With ``potential_fn``, unconstrained values with chains first: they say
+                the names and shapes.
 
         Raises:
             ValueError: If there is no target, or more than one, or ``potential_fn`` without
-                ``initial_params``; if the energy breaks its contract; if log Z of a site depends on other
-                latents.
+                ``initial_params``; if the energy breaks its contract; if log Z of a site depends
+                on other latents.
         """
         if (target is None) == (potential_fn is None):
-            raise ValueError("a kernel needs exactly one target: a model or Boltzmann, or potential_fn=")
+            raise ValueError(
+                "a kernel needs exactly one target: a model or Boltzmann, or potential_fn="
+            )
         if potential_fn is not None:
             return _of_function(potential_fn, initial_params)
         if isinstance(target, Boltzmann):
@@ -99,17 +103,21 @@ class Potential:
 
     @classmethod
     def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int]) -> Potential:
-        """Builds the potential of a batch of points, each its own chain; an inner step, checks nothing.
+        """Builds the potential of a batch of points, each its own chain; an inner step, checks
+        nothing.
 
         Args:
-            boltzmann: The distribution of one point, or of a batch that may depend on the place in it.
+            boltzmann: The distribution of one point, or of a batch that may depend on the place in
+                it.
             batch_shape: The shape of the batch; there are as many chains as it has elements.
         """
         bijection = biject_to(boltzmann.support)
         shape = bijection.inverse_shape(boltzmann.event_shape)
 
         def value(z: Tensor) -> Tensor:
-            return -unconstrained_log_density(boltzmann, z.reshape(*batch_shape, *shape)).reshape(-1)
+            return -unconstrained_log_density(boltzmann, z.reshape(*batch_shape, *shape)).reshape(
+                -1
+            )
 
         sites = [Site("x", shape, bijection, ())]
         return cls(_batched_grad(value), sites, reference_tensor(boltzmann.energy))
@@ -130,7 +138,9 @@ class Potential:
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """Maps the values of the sites, chains first, to ``z (C, D)``."""
-        return self.flatten({site.name: site.bijection.inv(values[site.name]) for site in self.sites})
+        return self.flatten(
+            {site.name: site.bijection.inv(values[site.name]) for site in self.sites}
+        )
 
     def initialize(self, num_chains: int, radius: float = 2.0, max_tries: int = 100) -> Tensor:
         r"""Draws starting points uniformly in a cube of unconstrained space, where U is finite.
@@ -185,7 +195,8 @@ def _batched_grad(value: Callable[[Tensor], Tensor]) -> ValueAndGrad:
 
 
 def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
-    r"""Evaluates the unnormalised log density of the unconstrained variable, differentiable everywhere.
+    r"""Evaluates the unnormalised log density of the unconstrained variable, differentiable
+    everywhere.
 
     .. math:: -E(x(u))/T + \log \left| \frac{dx}{du} \right|
 
@@ -208,7 +219,8 @@ def _of_function(
 ) -> Potential:
     if not initial_params:
         raise ValueError(
-            "potential_fn= says neither names nor shapes: give initial_params, unconstrained, chains first"
+            "potential_fn= says neither names nor shapes: give initial_params, unconstrained, "
+            "chains first"
         )
     sites = [
         Site(name, value.shape[1:], identity_transform, ())

@@ -1,4 +1,5 @@
-r"""Energies with exact log Z, moments and samples: the oracles of the tests and the first examples.
+r"""Energies with exact log Z, moments and samples: the oracles of the tests and the first
+examples.
 
 Parameters given as :class:`torch.nn.Parameter` are learned; anything else is data.
 """
@@ -34,8 +35,8 @@ class Gaussian(Energy):
 
     Args:
         loc: The mean :math:`\mu`, whose shape is the event shape.
-        precision: The precision :math:`P`: a number or tensor that broadcasts with ``loc`` (diagonal),
-            or a symmetric positive definite matrix ``(D, D)`` for a vector ``loc``.
+        precision: The precision :math:`P`: a number or tensor that broadcasts with ``loc``
+            (diagonal), or a symmetric positive definite matrix ``(D, D)`` for a vector ``loc``.
 
     Raises:
         ValueError: If ``precision`` is not positive (definite) or does not fit ``loc``.
@@ -57,7 +58,8 @@ class Gaussian(Energy):
         values = torch.as_tensor(precision).detach()
         if matrix and values.shape != (len(loc), len(loc)):
             raise ValueError(
-                f"precision of shape {tuple(values.shape)} does not fit loc of shape {tuple(loc.shape)}"
+                f"precision of shape {tuple(values.shape)} does not fit loc of shape "
+                f"{tuple(loc.shape)}"
             )
         if not matrix and torch.broadcast_shapes(values.shape, loc.shape) != loc.shape:
             raise ValueError(
@@ -149,7 +151,9 @@ class Laplace(Energy):
         return (2 * self.scale.square()).expand(self.loc.shape)
 
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
-        standard = torch.distributions.Laplace(torch.zeros_like(self.loc), torch.ones_like(self.loc))
+        standard = torch.distributions.Laplace(
+            torch.zeros_like(self.loc), torch.ones_like(self.loc)
+        )
         return self.loc + self.scale * standard.sample((num_samples,))
 
 
@@ -175,7 +179,9 @@ class GaussianMixture(Energy):
     has_log_z = True
     has_sample = True
 
-    def __init__(self, weights: Tensor | list[float], locs: Tensor, scales: Tensor | float) -> None:
+    def __init__(
+        self, weights: Tensor | list[float], locs: Tensor, scales: Tensor | float
+    ) -> None:
         if locs.dim() != 2:
             raise ValueError(f"locs must have shape (K, D), got {tuple(locs.shape)}")
         super().__init__(locs.shape[1:])
@@ -219,8 +225,9 @@ class TwoModes(Energy):
     .. math:: E(x) = -\log\left(e^{-(x - a)^2/2} + e^{-\theta} e^{-(x - b)^2/2}\right), \qquad
         \log Z = \tfrac12 \log 2\pi + \log(1 + e^{-\theta})
 
-    The toy on which score matching and persistent chains fail to learn :math:`\theta` when the modes are
-    far apart (Carbone, Hua, Coste and Vanden-Eijnden, 2023, https://arxiv.org/abs/2305.19414).
+    The toy on which score matching and persistent chains fail to learn :math:`\theta` when the
+    modes are far apart (Carbone, Hua, Coste and Vanden-Eijnden, 2023,
+    https://arxiv.org/abs/2305.19414).
 
     Args:
         theta: The parameter :math:`\theta`; the second mode has weight :math:`1/(1 + e^\theta)`.
@@ -275,8 +282,9 @@ class DoubleWell(Energy):
 
     .. math:: E(x) = \beta (x^2 - 1)^2 + c x
 
-    Normaliser and moments come from the trapezoidal rule on a fine grid, which is exact to rounding for
-    so smooth and fast a decay; samples invert the cumulative sum on that grid (error below 1e-5 in x).
+    Normaliser and moments come from the trapezoidal rule on a fine grid, which is exact to
+    rounding for so smooth and fast a decay; samples invert the cumulative sum on that grid (error
+    below 1e-5 in x).
 
     Args:
         beta: The depth :math:`\beta > 0` of the wells, in nats.
@@ -305,7 +313,11 @@ class DoubleWell(Energy):
 
     def _grid(self) -> tuple[Tensor, Tensor, float]:
         """Returns points, their unnormalised log density and the spacing."""
-        reach = 1 + (50 / self.beta.item()) ** 0.25 + (abs(self.tilt.item()) / self.beta.item()) ** (1 / 3)
+        reach = (
+            1
+            + (50 / self.beta.item()) ** 0.25
+            + (abs(self.tilt.item()) / self.beta.item()) ** (1 / 3)
+        )
         x = torch.linspace(-reach, reach, 200_001, dtype=torch.float64, device=self.beta.device)
         return x, -self(x), 2 * reach / 200_000
 
@@ -391,7 +403,8 @@ class Funnel(Energy):
     .. math:: x_0 \sim \mathcal{N}(0, s^2), \qquad x_i \sim \mathcal{N}(0, e^{x_0}), \qquad
         \log Z = \tfrac{D}{2} \log 2\pi + \log s
 
-    The coordinates :math:`x_i` have a heavy tail: variance :math:`e^{s^2/2}`, rarely seen in a sample.
+    The coordinates :math:`x_i` have a heavy tail: variance :math:`e^{s^2/2}`, rarely seen in a
+    sample.
 
     Args:
         num_dims: The dimension :math:`D`, at least two.

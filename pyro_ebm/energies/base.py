@@ -4,8 +4,9 @@ An energy maps a point to nats, low where the point is likely:
 
 .. math:: p(x) = \exp(-E(x)) / Z, \qquad Z = \int \exp(-E(x)) \, dx
 
-Any callable ``x (*batch, *event) -> (*batch,)`` is an energy. :class:`Energy` adds what is known about
-one: its event shape, its support and, where they exist in closed form, ``log_z()`` and ``sample()``.
+Any callable ``x (*batch, *event) -> (*batch,)`` is an energy. :class:`Energy` adds what is known
+about one: its event shape, its support and, where they exist in closed form, ``log_z()`` and
+``sample()``.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from torch.distributions import constraints
 class Energy(nn.Module):
     r"""An energy :math:`E(x)` in nats, with what is known about it.
 
-    A subclass defines ``forward``. One that knows its normaliser sets ``has_log_z = True`` and defines
-    :meth:`log_z`; one that can draw exactly sets ``has_sample = True`` and defines :meth:`sample`.
+    A subclass defines ``forward``. One that knows its normaliser sets ``has_log_z = True`` and
+    defines :meth:`log_z`; one that can draw exactly sets ``has_sample = True`` and defines
+    :meth:`sample`.
 
-    Energies compose: ``a + b`` is the product of experts (AND), ``w * a`` weighs, ``a / T`` tempers,
-    ``a - w * b`` is NOT (it may not be normalisable) and :func:`mixture` is OR.
+    Energies compose: ``a + b`` is the product of experts (AND), ``w * a`` weighs, ``a / T``
+    tempers, ``a - w * b`` is NOT (it may not be normalisable) and :func:`mixture` is OR.
 
     Args:
         event_shape: The shape of one point.
@@ -79,7 +81,9 @@ class Energy(nn.Module):
         Returns:
             The energy in nats, with shape ``(*batch,)``.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x) -> energy in nats")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define forward(x) -> energy in nats"
+        )
 
     def log_z(self) -> Tensor:
         r"""Returns the exact :math:`\log \int \exp(-E(x)) dx` in nats, where ``has_log_z``."""
@@ -119,7 +123,8 @@ class Energy(nn.Module):
         return -self.grad(x, create_graph)
 
     def constant(self, name: str, value: Tensor | float) -> None:
-        """Keeps ``value`` under ``name``: a Parameter is learned, anything else moves along as data."""
+        """Keeps ``value`` under ``name``: a Parameter is learned, anything else moves along as
+        data."""
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         else:
@@ -251,9 +256,9 @@ def mixture(
 
     .. math:: E(x) = -\log \sum_k w_k \exp(-E_k(x) - \log Z_k)
 
-    The weights are those of the *normalised* parts, so every :math:`\log Z_k` is needed: exact where
-    the part has one, else given. With ``log_z`` given the result is as exact as those numbers, and is
-    not marked as normalised.
+    The weights are those of the *normalised* parts, so every :math:`\log Z_k` is needed: exact
+    where the part has one, else given. With ``log_z`` given the result is as exact as those
+    numbers, and is not marked as normalised.
 
     Args:
         energies: The parts, over one event shape and one support.
@@ -261,8 +266,8 @@ def mixture(
         log_z: The :math:`\log Z_k` in nats; zeros weigh the unnormalised densities instead.
 
     Raises:
-        ValueError: If a part does not know its log Z and none is given, if a weight is not positive,
-            or if the parts disagree on event shape or support.
+        ValueError: If a part does not know its log Z and none is given, if a weight is not
+            positive, or if the parts disagree on event shape or support.
 
     Example:
         >>> from pyro_ebm.energies import Gaussian
@@ -280,9 +285,9 @@ def mixture(
     unknown = [type(energy).__name__ for energy in energies if not energy.has_log_z]
     if log_z is None and unknown:
         raise ValueError(
-            f"the weights of a mixture need log Z of every part, but {', '.join(unknown)} has none in "
-            "closed form; pass log_z=[...] (estimates from pyro_ebm.logz, or zeros to weigh the "
-            "unnormalised densities)"
+            f"the weights of a mixture need log Z of every part, but {', '.join(unknown)} has "
+            "none in closed form; pass log_z=[...] (estimates from pyro_ebm.logz, or zeros to "
+            "weigh the unnormalised densities)"
         )
     return Mixture(energies, weights if learned else weights / weights.sum(), log_z)
 
@@ -314,7 +319,8 @@ def module_of(energy: Callable[[Tensor], Tensor]) -> nn.Module | None:
 
 
 def reference_tensor(energy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns an empty tensor of the energy's own dtype and device, torch's defaults if it has none."""
+    """Returns an empty tensor of the energy's own dtype and device, torch's defaults if it has
+    none."""
     module = module_of(energy)
     if module is not None:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -331,16 +337,17 @@ def check_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> None:
         x: Points to try, with shape ``(batch, *event)``.
 
     Raises:
-        ValueError: If a layer is in train mode where that makes the energy random or lets points see
-            one another, or if the energy has the wrong shape, dtype or device, or cannot be
+        ValueError: If a layer is in train mode where that makes the energy random or lets points
+            see one another, or if the energy has the wrong shape, dtype or device, or cannot be
             differentiated.
     """
     module = module_of(energy)
     for name, layer in () if module is None else module.named_modules():
         if layer.training and isinstance(layer, _CHANGES_IN_TRAINING):
             raise ValueError(
-                f"energy has layer {name or 'itself'} ({type(layer).__name__}) in train mode, so that it is "
-                "not one fixed function; call energy.eval() first (parameters still learn)"
+                f"energy has layer {name or 'itself'} ({type(layer).__name__}) in train mode, so "
+                "that it is not one fixed function; call energy.eval() first (parameters still "
+                "learn)"
             )
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
@@ -348,15 +355,18 @@ def check_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"energy must map x of shape {tuple(x.shape)} to shape {tuple(x.shape[:1])}, one number of "
-            f"nats per point, got {got}; a trailing dimension of one needs squeeze(-1)"
+            f"energy must map x of shape {tuple(x.shape)} to shape {tuple(x.shape[:1])}, one "
+            f"number of nats per point, got {got}; a trailing dimension of one needs squeeze(-1)"
         )
     if value.dtype != x.dtype or value.device != x.device:
         raise ValueError(
             f"energy must keep dtype and device of x: x is {x.dtype} on {x.device}, the energy is "
             f"{value.dtype} on {value.device}"
         )
-    if not value.requires_grad or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None:
+    if (
+        not value.requires_grad
+        or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None
+    ):
         raise ValueError(
             "energy is not differentiable in x: its value carries no gradient (detach, numpy or a "
             "threshold inside?)"

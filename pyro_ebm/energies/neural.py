@@ -27,7 +27,9 @@ class _Tilted(Energy):
     def __init__(self, event_shape: Sequence[int], network: nn.Module, base_scale: float) -> None:
         super().__init__(event_shape)
         if not base_scale > 0:
-            raise ValueError(f"base_scale must be positive (math.inf for no base), got {base_scale}")
+            raise ValueError(
+                f"base_scale must be positive (math.inf for no base), got {base_scale}"
+            )
         self.network = network
         self.base_scale = base_scale
 
@@ -45,8 +47,8 @@ class MLP(_Tilted):
     Args:
         event_shape: The shape of one point.
         hidden_sizes: The widths of the hidden layers.
-        base_scale: The standard deviation :math:`s` of the Gaussian base, in units of x. It should be
-            several times the spread of the data.
+        base_scale: The standard deviation :math:`s` of the Gaussian base, in units of x. It should
+            be several times the spread of the data.
 
     Raises:
         ValueError: If ``base_scale`` is not positive.
@@ -73,7 +75,8 @@ class MLP(_Tilted):
 class Conv(_Tilted):
     r"""A small convolutional network over images, with SiLU between layers and no normalisation.
 
-    Each layer but the first halves the image; the last feature map is flattened into one linear unit.
+    Each layer but the first halves the image; the last feature map is flattened into one linear
+    unit.
 
     .. math:: E(x) = f_\theta(x) + |x|^2 / (2 s^2)
 

@@ -21,8 +21,10 @@ WINDOWS = (0.1, 0.25, 0.5, 0.8)
 class DualAveraging:
     r"""Finds the step size at which the mean acceptance meets a target.
 
-    .. math:: \log \epsilon_t = \mu - \frac{\sqrt{t}}{\gamma (t + t_0)} \sum_{i \le t} (\delta - a_i), \qquad
-        \log \bar\epsilon_t = t^{-\kappa} \log \epsilon_t + (1 - t^{-\kappa}) \log \bar\epsilon_{t-1}
+    .. math::
+        \log \epsilon_t = \mu - \frac{\sqrt{t}}{\gamma (t + t_0)} \sum_{i \le t} (\delta - a_i),
+        \qquad \log \bar\epsilon_t = t^{-\kappa} \log \epsilon_t + (1 - t^{-\kappa}) \log
+        \bar\epsilon_{t-1}
 
     References:
         | The No-U-Turn sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
@@ -34,7 +36,7 @@ class DualAveraging:
     Example:
         >>> tuner = DualAveraging(1.0, target=0.6)
         >>> for _ in range(2000):
-        ...     tuner.update(1 / (1 + tuner.step_size))  # an acceptance that falls with the step size
+        ...     tuner.update(1 / (1 + tuner.step_size))  # falls with the step size
         >>> round(tuner.final_step_size, 2)
         0.67
     """

@@ -1,8 +1,10 @@
-r"""The contract of a kernel: a transition :math:`p(x' \mid x)` that leaves :math:`\exp(-U)` invariant, or
-says by how much it does not.
+r"""The contract of a kernel.
 
-A kernel is a recipe without a memory: ``init`` makes a state, ``noise`` draws what a step needs, ``step``
-moves the chains. Its step size and metric are in the state, where adaptation sets them.
+A kernel is a transition :math:`p(x' \mid x)` that leaves :math:`\exp(-U)` invariant, or says by how
+much it does not.
+
+A kernel is a recipe without a memory: ``init`` makes a state, ``noise`` draws what a step needs,
+``step`` moves the chains. Its step size and metric are in the state, where adaptation sets them.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ class Kernel(PyroFace):
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
-        ValueError: If ``step_size`` is not positive, ``target_accept_prob`` not between 0 and 1, or both
-            ``model`` and ``potential_fn`` are given.
+        ValueError: If ``step_size`` is not positive, ``target_accept_prob`` not between 0 and 1,
+            or both ``model`` and ``potential_fn`` are given.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Kernel(PyroFace):
         if not step_size > 0:
             raise ValueError(f"step_size must be positive, got {step_size}")
         if not 0 < target_accept_prob < 1:
-            raise ValueError(f"target_accept_prob must be between 0 and 1, got {target_accept_prob}")
+            raise ValueError(
+                f"target_accept_prob must be between 0 and 1, got {target_accept_prob}"
+            )
         super().__init__(model, potential_fn)
         self.step_size = step_size
         self.adapt_step_size = adapt_step_size

@@ -1,4 +1,4 @@
-r"""Hamiltonian kernels: a momentum carries the chain along level sets of
+r"""Hamiltonian kernels: a momentum carries the chain along level sets of the total energy.
 
 .. math:: H(x, p) = U(x) + \tfrac12 |p|^2
 """
@@ -31,10 +31,11 @@ class HMC(Kernel):
         x \leftarrow x + \epsilon s p, \quad
         p \leftarrow p - \tfrac{\epsilon}{2} s \nabla U(x)
 
-    and a Metropolis decision on :math:`H`. :math:`L` is drawn anew for all chains at each step, uniformly
-    within a half above and below ``num_steps``, since a fixed length can resonate with the target and
-    never mix. The invariant law is :math:`e^{-U}`, exactly. Warmup adapts :math:`\epsilon` and the units
-    :math:`s`, pooled over chains. It costs :math:`L` gradients a step.
+    and a Metropolis decision on :math:`H`. :math:`L` is drawn anew for all chains at each step,
+    uniformly within a half above and below ``num_steps``, since a fixed length can resonate with
+    the target and never mix. The invariant law is :math:`e^{-U}`, exactly. Warmup adapts
+    :math:`\epsilon` and the units :math:`s`, pooled over chains. It costs :math:`L` gradients a
+    step.
 
     References:
         | MCMC using Hamiltonian dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901
@@ -50,8 +51,8 @@ class HMC(Kernel):
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
-        ValueError: If ``step_size`` or ``num_steps`` is not positive, ``jitter`` is not in [0, 1], or
-            ``target_accept_prob`` is not between 0 and 1.
+        ValueError: If ``step_size`` or ``num_steps`` is not positive, ``jitter`` is not in [0, 1],
+            or ``target_accept_prob`` is not between 0 and 1.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -123,7 +124,8 @@ def leapfrog(potential: Potential, state: State, momentum: Tensor) -> tuple[Stat
     Args:
         potential: The target.
         state: Where the chains are, with their step size and units.
-        momentum: The momentum of each chain, with shape ``(C, D)``, in the units of ``state.scale``.
+        momentum: The momentum of each chain, with shape ``(C, D)``, in the units of
+            ``state.scale``.
 
     Returns:
         The new state and momentum.

@@ -2,8 +2,9 @@ r"""Langevin kernels: a step down the potential and a step of noise.
 
 .. math:: x' = x - \eta \nabla U(x) + \sqrt{2 \eta} \, \xi, \qquad \xi \sim \mathcal{N}(0, I)
 
-The step size :math:`\eta` is in units of x squared, in every kernel here. With an adapted metric, lengths
-are measured in the unit :math:`s` of each coordinate, and :math:`\eta` becomes a pure number.
+The step size :math:`\eta` is in units of x squared, in every kernel here. With an adapted metric,
+lengths are measured in the unit :math:`s` of each coordinate, and :math:`\eta` becomes a pure
+number.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class ULA(Kernel):
     .. math:: x' = x - \eta \nabla U(x) + \sqrt{2 \eta} \, \xi
 
     **Biased**: the invariant law is not :math:`e^{-U}` but tends to it with :math:`\eta`. On
-    :math:`\mathcal{N}(0, v)` the variance is :math:`v / (1 - \eta / 2v)`, and chains are stable only for
-    :math:`\eta < 2v`. Nothing is adapted. A step to a non-finite potential is not made, and is counted in
-    ``Info.diverging``.
+    :math:`\mathcal{N}(0, v)` the variance is :math:`v / (1 - \eta / 2v)`, and chains are stable
+    only for :math:`\eta < 2v`. Nothing is adapted. A step to a non-finite potential is not made,
+    and is counted in ``Info.diverging``.
 
     References:
-        | Exponential convergence of Langevin distributions and their discrete approximations (Roberts and
-        | Tweedie, 1996), https://doi.org/10.2307/3318418
+        | Exponential convergence of Langevin distributions and their discrete approximations
+        | (Roberts and Tweedie, 1996), https://doi.org/10.2307/3318418
 
     Args:
         model: A Pyro model or a :class:`~pyro_ebm.Boltzmann`, if any.
@@ -98,15 +99,16 @@ class MALA(Kernel):
         \log r &= U(x) - U(y) - \tfrac12 \left(|\xi'|^2 - |\xi|^2\right), \qquad
         \xi' = -\xi + \sqrt{\eta / 2} \, s \left(\nabla U(x) + \nabla U(y)\right)
 
-    where :math:`\xi'` is the noise that would lead back. The invariant law is :math:`e^{-U}`, exactly.
-    Warmup adapts :math:`\eta` to the target acceptance and :math:`s` to the spread of each coordinate,
-    both pooled over chains; without warmup nothing changes. A non-finite proposal is rejected and counted.
+    where :math:`\xi'` is the noise that would lead back. The invariant law is :math:`e^{-U}`,
+    exactly. Warmup adapts :math:`\eta` to the target acceptance and :math:`s` to the spread of
+    each coordinate, both pooled over chains; without warmup nothing changes. A non-finite proposal
+    is rejected and counted.
 
     References:
-        | Exponential convergence of Langevin distributions and their discrete approximations (Roberts and
-        | Tweedie, 1996), https://doi.org/10.2307/3318418
-        | Optimal scaling of discrete approximations to Langevin diffusions (Roberts and Rosenthal, 1998),
-        | https://doi.org/10.1111/1467-9868.00123 (the target acceptance 0.574)
+        | Exponential convergence of Langevin distributions and their discrete approximations
+        | (Roberts and Tweedie, 1996), https://doi.org/10.2307/3318418
+        | Optimal scaling of discrete approximations to Langevin diffusions (Roberts and
+        | Rosenthal, 1998), https://doi.org/10.1111/1467-9868.00123 (the target acceptance 0.574)
 
     Args:
         model: A Pyro model or a :class:`~pyro_ebm.Boltzmann`, if any.

@@ -1,4 +1,5 @@
-"""A kernel's face for ``pyro.infer.MCMC``, which drives one chain, one dict of values at a time."""
+"""A kernel's face for ``pyro.infer.MCMC``, which drives one chain, one dict of values at a
+time."""
 
 from __future__ import annotations
 
@@ -56,7 +57,11 @@ class PyroFace(MCMCKernel):
             initial_params: Unconstrained values with chains first, if given.
         """
         return Potential.of(
-            self.target, args, kwargs, potential_fn=self.potential_fn, initial_params=initial_params
+            self.target,
+            args,
+            kwargs,
+            potential_fn=self.potential_fn,
+            initial_params=initial_params,
         )
 
     @property

@@ -1,7 +1,7 @@
 r"""What a transition passes on, and the only sampling loop of the package.
 
-Chains are the first dimension of every tensor. All that the next step needs is in the :class:`State`; what
-it does not need is in the :class:`Info`.
+Chains are the first dimension of every tensor. All that the next step needs is in the
+:class:`State`; what it does not need is in the :class:`Info`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ class State(NamedTuple):
     step_size: Tensor
     """The step size of all chains, 0-d."""
     scale: Tensor
-    """The unit of length of each coordinate (the diagonal metric is its inverse square), ``(D,)``."""
+    """The unit of length of each coordinate (the diagonal metric is its inverse square),
+    ``(D,)``."""
 
 
 class Info(NamedTuple):
-    """What happened in a step, per chain ``(C,)``; ``None`` where it means nothing for the kernel."""
+    """What happened in a step, per chain ``(C,)``; ``None`` where it means nothing for the
+    kernel."""
 
     diverging: Tensor
     """Whether the proposal had a non-finite (or absurdly high) energy; it was rejected."""
@@ -107,7 +109,8 @@ def metropolis(
 
 
 def seeded_generator(device: torch.device) -> torch.Generator:
-    """Makes a generator whose seed comes from torch's global one, so that ``pyro.set_rng_seed`` rules."""
+    """Makes a generator whose seed comes from torch's global one, so that ``pyro.set_rng_seed``
+    rules."""
     seed = int(torch.randint(2**62, ()))
     return torch.Generator(device=device).manual_seed(seed)
 
@@ -120,8 +123,8 @@ def statistics(state: State, info: Info) -> dict[str, Tensor]:
         info: What happened.
 
     Returns:
-        Tensors of shape ``(C,)``, those that mean something for the kernel: ``lp`` is the log density in
-        unconstrained space up to a constant, ``energy`` the Hamiltonian.
+        Tensors of shape ``(C,)``, those that mean something for the kernel: ``lp`` is the log
+        density in unconstrained space up to a constant, ``energy`` the Hamiltonian.
     """
     named = {
         "lp": -state.potential,

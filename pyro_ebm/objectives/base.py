@@ -1,10 +1,11 @@
 r"""Objectives: surrogates for :math:`\log p(x)` whose gradient trains an energy.
 
-An objective maps a :class:`~pyro_ebm.Boltzmann` and a value to a tensor of batch shape, the *surrogate*: its
-gradient in the energy's parameters stands in for that of the intractable log-likelihood. Its value is
-nothing to compare or to watch. As a Pyro ELBO, an objective puts the surrogate in the place of each
-learnable unnormalised site of a model and leaves everything else (latents, guides, plates, subsampling,
-masks, the other sites) to the ELBO it wraps.
+An objective maps a :class:`~pyro_ebm.Boltzmann` and a value to a tensor of batch shape, the
+*surrogate*: its gradient in the energy's parameters stands in for that of the intractable
+    log-likelihood. Its value is
+nothing to compare or to watch. As a Pyro ELBO, an objective puts the surrogate in the place of
+each learnable unnormalised site of a model and leaves everything else (latents, guides, plates,
+subsampling, masks, the other sites) to the ELBO it wraps.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def no_guide(*args: object, **kwargs: object) -> None:
 class Objective(ELBO):
     r"""A loss for Pyro's SVI that can learn unnormalised sites.
 
-    A subclass defines :meth:`surrogate`. Use it as ``SVI(model, guide, optim, loss=objective)``, as any
-    ELBO, or call ``-objective.surrogate(boltzmann, x).mean()`` in a bare torch loop.
+    A subclass defines :meth:`surrogate`. Use it as ``SVI(model, guide, optim, loss=objective)``,
+    as any ELBO, or call ``-objective.surrogate(boltzmann, x).mean()`` in a bare torch loop.
 
-    The energy's parameters are registered with Pyro under ``"<site>.energy"`` where the model did not
-    register them itself, so that they move.
+    The energy's parameters are registered with Pyro under ``"<site>.energy"`` where the model did
+    not register them itself, so that they move.
 
     Args:
         elbo: The ELBO that takes care of the rest of the model.
@@ -98,8 +99,8 @@ class Objective(ELBO):
         """Checks the data, and an energy once, when first seen.
 
         Raises:
-            ValueError: If the data are empty, not finite or on the edge of the support, or if the energy
-                breaks its contract.
+            ValueError: If the data are empty, not finite or on the edge of the support, or if the
+                energy breaks its contract.
         """
         finite = x.isfinite() & biject_to(boltzmann.support).inv(x.detach()).isfinite().all()
         if not x.numel() or not bool(finite.all()):
@@ -137,8 +138,9 @@ class _Swap(Messenger):
         name = msg["name"]
         if not msg["is_observed"] and not self.objective.serves_latents:
             raise ValueError(
-                f"{type(self.objective).__name__} cannot serve the latent site '{name}': its surrogate "
-                "carries no gradient of log p to the guide; use ContrastiveDivergence or PersistentCD"
+                f"{type(self.objective).__name__} cannot serve the latent site '{name}': its "
+                "surrogate carries no gradient of log p to the guide; use ContrastiveDivergence "
+                "or PersistentCD"
             )
         if any(id(parameter) not in self.seen for parameter in parameters):
             pyro.module(f"{name}.energy", module)
@@ -179,9 +181,10 @@ def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:
     leaves = [leaf for leaf in _leaves(value) if leaf is not x]
     if not leaves or any(isinstance(p, nn.Parameter) and not store.param_name(p) for p in leaves):
         warnings.warn(
-            f"the energy of site '{name}' is a plain function, and Pyro knows no parameter behind it: it "
-            "will not learn. Pass the torch.nn.Module itself as the energy (functools.partial for a "
-            "conditional one), or register it in the model with pyro.module or pyro.param",
+            f"the energy of site '{name}' is a plain function, and Pyro knows no parameter behind "
+            "it: it will not learn. Pass the torch.nn.Module itself as the energy "
+            "(functools.partial for a conditional one), or register it in the model with "
+            "pyro.module or pyro.param",
             UserWarning,
             stacklevel=2,
         )

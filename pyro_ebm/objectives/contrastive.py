@@ -2,7 +2,9 @@ r"""Contrastive divergence: data against samples of the model.
 
 The gradient of the log-likelihood of an energy is a difference of two phases,
 
-.. math:: \nabla_\theta \log p_\theta(x) = -\nabla_\theta E_\theta(x) + \mathbb{E}_{p_\theta}[\nabla_\theta E_\theta]
+.. math::
+    \nabla_\theta \log p_\theta(x)
+    = -\nabla_\theta E_\theta(x) + \mathbb{E}_{p_\theta}[\nabla_\theta E_\theta]
 
 and these objectives differ in the chains that stand in for the second.
 """
@@ -46,10 +48,8 @@ class _Contrastive(Objective):
 
     def _move(self, potential: Potential, state: State, name: str) -> State:
         generator = self._generator(state.z.device)
-        for state, self.last_info[name] in run(
-            self.kernel, potential, state, self.num_steps, generator
-        ):
-            pass
+        *_, (state, info) = run(self.kernel, potential, state, self.num_steps, generator)
+        self.last_info[name] = info
         return state
 
     @abstractmethod
@@ -60,14 +60,17 @@ class _Contrastive(Objective):
 class ContrastiveDivergence(_Contrastive):
     r"""Contrastive divergence (CD-k): the chains start at the data and make k steps.
 
-    .. math:: \hat\ell(x) = -E_\theta(x)/T + E_\theta(x^-)/T, \qquad x^- \sim K_\theta^k(\cdot \mid x)
+    .. math::
+        \hat\ell(x) = -E_\theta(x)/T + E_\theta(x^-)/T, \qquad x^- \sim K_\theta^k(\cdot \mid x)
 
-    with :math:`x^-` held fixed under the gradient. **Biased**: it follows no objective exactly, and with an
-    unadjusted kernel inherits its bias. On :math:`\mathcal{N}(0, v)` with :class:`~pyro_ebm.kernels.ULA` of
-    step size h the precision converges to :math:`(1 - \sqrt{1 - 2h/v})/h` for every k, with a
-    Metropolis-adjusted kernel to :math:`1/v`. Its value is no measure of progress.
+    with :math:`x^-` held fixed under the gradient. **Biased**: it follows no objective exactly,
+    and with an unadjusted kernel inherits its bias. On :math:`\mathcal{N}(0, v)` with
+    :class:`~pyro_ebm.kernels.ULA` of step size h the precision converges to :math:`(1 - \sqrt{1 -
+    2h/v})/h` for every k, with a Metropolis-adjusted kernel to :math:`1/v`. Its value is no
+    measure of progress.
 
-    Each datum has its own chain, so conditional energies, masks and plates of any shape are served.
+    Each datum has its own chain, so conditional energies, masks and plates of any shape are
+    served.
 
     References:
         | Training products of experts by minimizing contrastive divergence (Hinton, 2002),
@@ -79,8 +82,8 @@ class ContrastiveDivergence(_Contrastive):
         elbo: The ELBO that takes care of the rest of a model.
 
     Raises:
-        ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite or the energy
-            breaks its contract.
+        ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite or
+            the energy breaks its contract.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -110,17 +113,19 @@ class PersistentCD(_Contrastive):
     .. math:: \hat\ell(x) = -E_\theta(x)/T + \frac1C \sum_c E_\theta(x_c^-)/T, \qquad
         x_c^- \leftarrow K_\theta^k(\cdot \mid x_c^-)
 
-    Each chain keeps its slot: it is moved and written back to where it came from. Unbiased in the limit of
-    slow learning with an exact kernel; chains do not cross between well-separated modes, and then the
-    weights of the modes are not learned. With ``reinit_prob`` each chain is, before each update, replaced
-    with that probability by noise: a replay buffer in the sense of Du and Mordatch. Noise, here and at the
-    beginning, is Gaussian in unconstrained space with the mean and spread of the first batch.
+    Each chain keeps its slot: it is moved and written back to where it came from. Unbiased in the
+    limit of slow learning with an exact kernel; chains do not cross between well-separated modes,
+    and then the weights of the modes are not learned. With ``reinit_prob`` each chain is, before
+    each update, replaced with that probability by noise: a replay buffer in the sense of Du and
+    Mordatch. Noise, here and at the beginning, is Gaussian in unconstrained space with the mean
+    and spread of the first batch.
 
-    An evaluation without gradients (``SVI.evaluate_loss``) uses the chains as they are and leaves them there.
+    An evaluation without gradients (``SVI.evaluate_loss``) uses the chains as they are and leaves
+    them there.
 
     References:
-        | Training restricted Boltzmann machines using approximations to the likelihood gradient (Tieleman,
-        | 2008), https://doi.org/10.1145/1390156.1390290
+        | Training restricted Boltzmann machines using approximations to the likelihood gradient
+        | (Tieleman, 2008), https://doi.org/10.1145/1390156.1390290
         | Implicit generation and modeling with energy-based models (Du and Mordatch, 2019),
         | https://arxiv.org/abs/1903.08689
 
@@ -132,8 +137,9 @@ class PersistentCD(_Contrastive):
         elbo: The ELBO that takes care of the rest of a model.
 
     Raises:
-        ValueError: If a count is not positive or ``reinit_prob`` not in [0, 1]; in use, if data are empty or
-            not finite, if the energy breaks its contract, or if one name is used for two energies.
+        ValueError: If a count is not positive or ``reinit_prob`` not in [0, 1]; in use, if data
+            are empty or not finite, if the energy breaks its contract, or if one name is used for
+            two energies.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -200,12 +206,12 @@ class PersistentCD(_Contrastive):
             return
         if module is not boltzmann.energy:
             raise ValueError(
-                f"PersistentCD keeps its chains apart from the data, and the energy of site '{name}' is "
-                "conditional (functools.partial); use ContrastiveDivergence"
+                "PersistentCD keeps its chains apart from the data, and the energy of site "
+                f"'{name}' is conditional (functools.partial); use ContrastiveDivergence"
             )
         owner = self._owners.setdefault(name, weakref.ref(module))()
         if owner is not module:
             raise ValueError(
-                f"the chains of '{name}' belong to another energy: give each its own name= in surrogate(), "
-                "or use one objective per energy"
+                f"the chains of '{name}' belong to another energy: give each its own name= in "
+                "surrogate(), or use one objective per energy"
             )

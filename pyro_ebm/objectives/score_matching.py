@@ -1,4 +1,5 @@
-r"""Score matching: learn the energy through its gradient alone, without sampling from the model."""
+r"""Score matching: learn the energy through its gradient alone, without sampling from the
+model."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ from .base import Objective
 class DenoisingScoreMatching(Objective):
     r"""Denoising score matching: point from noisy data back to the data.
 
-    .. math:: \hat\ell(x) = -\frac{\sigma^2}{2} \left| \nabla_{\tilde x} \frac{E_\theta(\tilde x)}{T}
+    .. math::
+        \hat\ell(x) = -\frac{\sigma^2}{2} \left| \nabla_{\tilde x} \frac{E_\theta(\tilde x)}{T}
         - \frac{\tilde x - x}{\sigma^2} \right|^2, \qquad \tilde x = x + \sigma \xi
 
     It learns the law of the *noisy* data, :math:`p * \mathcal{N}(0, \sigma^2 I)`: on
-    :math:`\mathcal{N}(0, v)` the precision :math:`1/(v + \sigma^2)`. The factor :math:`\sigma^2` makes noise
-    levels comparable and moves no optimum. Weights of well-separated modes are hardly seen by any score.
-    Constrained sites are noised in unconstrained space, with the Jacobian in the density.
+    :math:`\mathcal{N}(0, v)` the precision :math:`1/(v + \sigma^2)`. The factor :math:`\sigma^2`
+    makes noise levels comparable and moves no optimum. Weights of well-separated modes are hardly
+    seen by any score. Constrained sites are noised in unconstrained space, with the Jacobian in
+    the density.
 
     With a sequence of noise levels, each datum draws one, and the energy is called as
     ``energy(x, sigma=sigma)`` with ``sigma`` of batch shape: one energy for all levels.
@@ -34,16 +37,17 @@ class DenoisingScoreMatching(Objective):
     References:
         | A connection between score matching and denoising autoencoders (Vincent, 2011),
         | https://doi.org/10.1162/NECO_a_00142
-        | Generative modeling by estimating gradients of the data distribution (Song and Ermon, 2019),
-        | https://arxiv.org/abs/1907.05600
+        | Generative modeling by estimating gradients of the data distribution (Song and
+        | Ermon, 2019), https://arxiv.org/abs/1907.05600
 
     Args:
         sigma: The noise :math:`\sigma > 0` in units of x, or a sequence of levels.
         elbo: The ELBO that takes care of the rest of a model.
 
     Raises:
-        ValueError: If ``sigma`` is not positive; in use, if data are empty or not finite, if the energy
-            breaks its contract, or for a latent site, to which it carries no gradient of log p.
+        ValueError: If ``sigma`` is not positive; in use, if data are empty or not finite, if the
+            energy breaks its contract, or for a latent site, to which it carries no gradient of
+            log p.
 
     Example:
         >>> import pyro_ebm as ebm
