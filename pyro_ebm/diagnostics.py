@@ -1,7 +1,6 @@
-r"""Whether chains have mixed, and how much their draws are worth, in torch and on the device of
-the draws.
+r"""Whether chains have mixed, and how much their draws are worth.
 
-All take draws of shape ``(chain, draw, *event)``. Rank normalisation replaces each draw by the
+All run in torch on the device of the draws, and take draws of shape ``(chain, draw, *event)``. Rank normalisation replaces each draw by the
 normal quantile of its rank among all draws, so that heavy tails do not hide a disagreement.
 """
 
@@ -48,8 +47,7 @@ def split_r_hat(draws: Tensor) -> Tensor:
 
 
 def bulk_ess(draws: Tensor) -> Tensor:
-    r"""The number of independent draws that these are worth for a mean: bulk effective sample
-    size.
+    r"""Bulk effective sample size: how many independent draws these are worth for a mean.
 
     Rank-normalised, over split chains; Geyer's initial monotone sequence, as in
     ``pyro.ops.stats``.

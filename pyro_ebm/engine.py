@@ -70,8 +70,7 @@ def _one_by_one(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
 
 
 class _SafeLog(torch.autograd.Function):
-    """The logarithm of Pyro's enumeration, with a bounded gradient at zero, in a form that vmap
-    accepts."""
+    """The logarithm of Pyro's enumeration, bounded in gradient, in a form that vmap accepts."""
 
     generate_vmap_rule = True
 

@@ -111,8 +111,7 @@ def _draws_of_ours(mcmc: MCMC, save_warmup: bool) -> Groups:
 
 
 def _draws_of_pyros(mcmc: AbstractMCMC) -> Groups:
-    """Reads a run of Pyro's driver, whose diagnostics hold lists per chain, in the order of the
-    chains."""
+    """Reads a run of Pyro's driver, whose diagnostics are per chain, in their order."""
     posterior = dict(mcmc.get_samples(group_by_chain=True))
     found = [chain or {} for chain in mcmc._diagnostics]
     if all(chain.get("sample_stats") for chain in found):

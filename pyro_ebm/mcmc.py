@@ -145,8 +145,7 @@ class MCMC(AbstractMCMC):
 
     @property
     def num_draws(self) -> int:
-        """The number of draws per chain that there are, fewer than asked for after an
-        interrupt."""
+        """The number of draws per chain, fewer than asked for after an interrupt."""
         return self._draws.count
 
     @property
@@ -174,8 +173,7 @@ class MCMC(AbstractMCMC):
         return select_samples(self.constrained(self._draws), num_samples, group_by_chain)
 
     def get_warmup(self) -> dict[str, Tensor]:
-        """Returns the warmup steps by site, with shape ``(chain, step, *shape)``; no sample of the
-        target."""
+        """Returns the warmup steps by site, ``(chain, step, *shape)``: no sample of the target."""
         return self.constrained(self._warmup)
 
     def constrained(self, draws: _Draws) -> dict[str, Tensor]:

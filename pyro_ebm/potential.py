@@ -1,5 +1,4 @@
-r"""One target, seen by every kernel in the same way: a potential on :math:`\mathbb{R}^D` for all
-chains.
+r"""One target, seen by every kernel as a potential on :math:`\mathbb{R}^D` for all chains.
 
 .. math:: U(z) = -\log p(x(z)) - \log \left| \frac{dx}{dz} \right|
 
@@ -103,8 +102,7 @@ class Potential:
 
     @classmethod
     def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int]) -> Potential:
-        """Builds the potential of a batch of points, each its own chain; an inner step, checks
-        nothing.
+        """Builds the potential of a batch of points, each its own chain, unchecked.
 
         Args:
             boltzmann: The distribution of one point, or of a batch that may depend on the place in
@@ -195,8 +193,7 @@ def _batched_grad(value: Callable[[Tensor], Tensor]) -> ValueAndGrad:
 
 
 def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
-    r"""Evaluates the unnormalised log density of the unconstrained variable, differentiable
-    everywhere.
+    r"""Evaluates the unnormalised log density of the unconstrained variable, differentiably.
 
     .. math:: -E(x(u))/T + \log \left| \frac{dx}{du} \right|
 

@@ -1,5 +1,4 @@
-r"""Energies with exact log Z, moments and samples: the oracles of the tests and the first
-examples.
+r"""Energies with exact log Z, moments and samples: the oracles.
 
 Parameters given as :class:`torch.nn.Parameter` are learned; anything else is data.
 """

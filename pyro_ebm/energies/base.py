@@ -123,8 +123,7 @@ class Energy(nn.Module):
         return -self.grad(x, create_graph)
 
     def constant(self, name: str, value: Tensor | float) -> None:
-        """Keeps ``value`` under ``name``: a Parameter is learned, anything else moves along as
-        data."""
+        """Keeps ``value`` under ``name``: a Parameter is learned, anything else is data."""
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         else:
@@ -319,8 +318,7 @@ def module_of(energy: Callable[[Tensor], Tensor]) -> nn.Module | None:
 
 
 def reference_tensor(energy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns an empty tensor of the energy's own dtype and device, torch's defaults if it has
-    none."""
+    """Returns a tensor of the energy's own dtype and device, else of torch's defaults."""
     module = module_of(energy)
     if module is not None:
         for tensor in (*module.parameters(), *module.buffers()):

@@ -1,5 +1,4 @@
-"""A kernel's face for ``pyro.infer.MCMC``, which drives one chain, one dict of values at a
-time."""
+"""A kernel's face for ``pyro.infer.MCMC``: one chain, one dict of values at a time."""
 
 from __future__ import annotations
 

@@ -38,8 +38,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What happened in a step, per chain ``(C,)``; ``None`` where it means nothing for the
-    kernel."""
+    """What happened in a step, per chain ``(C,)``; ``None`` where it has no meaning."""
 
     diverging: Tensor
     """Whether the proposal had a non-finite (or absurdly high) energy; it was rejected."""
@@ -109,8 +108,7 @@ def metropolis(
 
 
 def seeded_generator(device: torch.device) -> torch.Generator:
-    """Makes a generator whose seed comes from torch's global one, so that ``pyro.set_rng_seed``
-    rules."""
+    """Makes a generator seeded by torch's global one, so that ``pyro.set_rng_seed`` rules."""
     seed = int(torch.randint(2**62, ()))
     return torch.Generator(device=device).manual_seed(seed)
 

@@ -1,5 +1,4 @@
-r"""Score matching: learn the energy through its gradient alone, without sampling from the
-model."""
+r"""Score matching: learn the energy through its gradient, without sampling from the model."""
 
 from __future__ import annotations
 
