@@ -1,7 +1,8 @@
 r"""Whether chains have mixed, and how much their draws are worth.
 
-All run in torch on the device of the draws, and take draws of shape ``(chain, draw, *event)``. Rank normalisation replaces each draw by the
-normal quantile of its rank among all draws, so that heavy tails do not hide a disagreement.
+All run in torch on the device of the draws, and take draws of shape ``(chain, draw, *event)``.
+Rank normalisation replaces each draw by the normal quantile of its rank among all draws, so that
+heavy tails do not hide a disagreement.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def bulk_ess(draws: Tensor) -> Tensor:
     """
     if draws.shape[1] // 2 < 2:
         return torch.full(draws.shape[2:], torch.nan, device=draws.device)
-    return effective_sample_size(_normal_ranks(_split(draws.double())), chain_dim=0, sample_dim=1)
+    ranks = _normal_ranks(_split(draws.double()))
+    known = ranks.isfinite().flatten(0, 1).all(0)
+    ess = effective_sample_size(ranks.nan_to_num(), chain_dim=0, sample_dim=1)
+    return torch.where(known, ess, torch.nan)
 
 
 def nested_r_hat(draws: Tensor, num_superchains: int) -> Tensor:

@@ -7,6 +7,7 @@ __all__ = ["MCMC"]
 import time
 import warnings
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.api import AbstractMCMC
@@ -213,8 +214,10 @@ class MCMC(AbstractMCMC):
         rows = [["", "mean", "std", f"{low:.1%}", "50.0%", f"{high:.1%}", "n_eff", "r_hat"]]
         checks = self.diagnostics()
         for name, draws in self.get_samples().items():
-            values = draws.double().flatten(1)
-            quantiles = torch.quantile(values, values.new_tensor([low, 0.5, high]), dim=0)
+            values = draws.double().reshape(len(draws), -1)
+            quantiles = torch.from_numpy(
+                np.quantile(values.cpu().numpy(), [low, 0.5, high], axis=0)
+            ).to(values)
             columns = [values.mean(0), values.std(0), *quantiles]
             columns += [checks[name][key].flatten() for key in ("n_eff", "r_hat")]
             for i, row in enumerate(torch.stack(columns, dim=1).tolist()):

@@ -101,13 +101,14 @@ class Potential:
         return _of_model(target, args, dict(kwargs or {}))
 
     @classmethod
-    def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int]) -> Potential:
+    def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int], like: Tensor) -> Potential:
         """Builds the potential of a batch of points, each its own chain, unchecked.
 
         Args:
             boltzmann: The distribution of one point, or of a batch that may depend on the place in
                 it.
             batch_shape: The shape of the batch; there are as many chains as it has elements.
+            like: A tensor whose dtype and device the chains have.
         """
         bijection = biject_to(boltzmann.support)
         shape = bijection.inverse_shape(boltzmann.event_shape)
@@ -118,12 +119,12 @@ class Potential:
             )
 
         sites = [Site("x", shape, bijection, ())]
-        return cls(_batched_grad(value), sites, reference_tensor(boltzmann.energy))
+        return cls(_batched_grad(value), sites, like)
 
     def flatten(self, unconstrained: dict[str, Tensor]) -> Tensor:
         """Packs unconstrained values, chains first, into ``z (C, D)``."""
-        rows = [unconstrained[s.name].flatten(1) for s in self.sites if s.shape.numel()]
-        return torch.cat([row.to(self.start) for row in rows], dim=-1)
+        values = [unconstrained[site.name] for site in self.sites]
+        return torch.cat([value.reshape(len(value), -1).to(self.start) for value in values], -1)
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
         """Unpacks ``z (*batch, D)`` into unconstrained values by name."""

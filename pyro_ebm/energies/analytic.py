@@ -193,7 +193,7 @@ class GaussianMixture(Energy):
             raise ValueError(f"scales must be positive, got {scales}")
         self.constant("weights", weights / weights.sum())
         self.constant("locs", locs)
-        self.constant("scales", scales.expand(locs.shape))
+        self.constant("scales", scales.expand(locs.shape).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         z = (x.unsqueeze(-2) - self.locs) / self.scales
@@ -272,8 +272,8 @@ class TwoModes(Energy):
         return 1 + self.weight * (1 - self.weight) * (self.b - self.a) ** 2
 
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
-        second = torch.rand(num_samples).to(self.theta) < self.weight
-        return torch.where(second, self.b, self.a) + torch.randn(num_samples).to(self.theta)
+        second = (torch.rand(num_samples).to(self.theta) < self.weight).to(self.theta)
+        return self.a + (self.b - self.a) * second + torch.randn(num_samples).to(self.theta)
 
 
 class DoubleWell(Energy):

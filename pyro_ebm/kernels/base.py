@@ -1,8 +1,9 @@
 r"""The contract of a kernel.
 
 A kernel is a transition :math:`p(x' \mid x)` that leaves :math:`\exp(-U)` invariant, or says by
-how much it does not. It is a recipe without a memory: ``init`` makes a state, ``noise`` draws what a step needs,
-``step`` moves the chains. Its step size and metric are in the state, where adaptation sets them.
+how much it does not. It is a recipe without a memory: ``init`` makes a state, ``noise`` draws what
+a step needs, ``step`` moves the chains. Its step size and metric are in the state, where
+adaptation sets them.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class ContrastiveDivergence(_Contrastive):
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
-        potential = Potential.of_batch(boltzmann, batch_shape)
+        potential = Potential.of_batch(boltzmann, batch_shape, x)
         start = potential.unconstrain({"x": x.detach().reshape(-1, *boltzmann.event_shape)})
         state = self.kernel.init(potential, start)
         z = self._move(potential, state, name).z
@@ -174,7 +174,7 @@ class PersistentCD(_Contrastive):
         self.check(boltzmann, x, name)
         self._check_owner(boltzmann, name)
         one = boltzmann.expand(())
-        potential = Potential.of_batch(one, (self.num_chains,))
+        potential = Potential.of_batch(one, (self.num_chains,), x)
         if name not in self.chains:
             rows = x.detach().reshape(-1, *boltzmann.event_shape)
             z = potential.unconstrain({"x": rows})

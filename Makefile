@@ -1,0 +1,80 @@
+# Everything runs in .venv, which is made on first use and never needs to be activated.
+# `make PYTHON=python3.12 test` makes it with another interpreter; `make clean` first if one exists.
+
+PYTHON  ?= python3
+WORKERS ?= 2
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+EMPTY := $(VENV)/.empty
+DEMO  := $(VENV)/.demo
+DEV   := $(VENV)/.dev
+
+# By variable and not by -c, so that the build backend is pinned too.
+INSTALL := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check
+
+# One torch thread for each test worker: together they fill the cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+export MPLBACKEND := Agg
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test test-all doctest lint format docs examples bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
+		printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+setup: $(DEV)  ## make .venv with everything that development needs
+
+demo: $(DEMO)  ## train an energy and a VAE on digits, compare them; leaves report/
+	$(PY) examples/digits_ebm_vs_vae.py --out report/
+
+test: $(DEV) doctest  ## the doctests and every test not marked slow
+	$(PYTEST) -n $(WORKERS) -m "not slow"
+
+test-all: $(DEV) doctest  ## the doctests and every test
+	$(PYTEST) -n $(WORKERS)
+
+doctest: $(DEV)  ## the examples in the docstrings
+	$(PYTEST) --doctest-modules pyro_ebm
+
+lint: $(DEV)  ## check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(DEV)  ## mend style and format where that is mechanical
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: $(DEV)  ## build docs/_build/html; a warning is an error
+	rm -rf docs/_build docs/generated
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+examples: $(DEV)  ## run every example, small
+	@set -e; for example in examples/*.py; do \
+		echo "$(PY) $$example --smoke"; $(PY) "$$example" --smoke; done
+
+bench: $(DEV)  ## run the benchmarks
+	@if [ -f benchmarks/__main__.py ]; then $(PY) -m benchmarks; \
+	else echo "there are no benchmarks yet"; fi
+
+clean:  ## remove all that make has made, .venv included
+	rm -rf $(VENV) report build dist docs/_build docs/generated
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(EMPTY):
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(DEMO): pyproject.toml constraints.txt | $(EMPTY)
+	@echo "installing into $(VENV) (about a minute, downloads aside)"
+	$(INSTALL) --editable ".[arviz,compare,plot]"
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(EMPTY)
+	@echo "installing into $(VENV) (about a minute, downloads aside)"
+	$(INSTALL) --editable ".[dev]"
+	@touch $@ $(DEMO)

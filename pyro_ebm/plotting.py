@@ -1,0 +1,251 @@
+"""Figures of samples, scores, training, chains and landscapes.
+
+Each function returns a ``matplotlib.figure.Figure`` that belongs to nobody: no window opens, no global
+state of pyplot is touched, and ``figure.savefig(path)`` works without a display. Lines differ by dash as
+well as by shade, so that they can be told apart in print. Matplotlib is imported when a figure is drawn.
+"""
+
+from __future__ import annotations
+
+__all__ = ["histograms", "landscape", "sample_grids", "traces", "training_curves"]
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES = [
+    ("#000000", "-"),
+    ("#d55e00", "--"),
+    ("#0072b2", "-."),
+    ("#009e73", ":"),
+    ("#7f7f7f", (0, (5, 1, 1, 1, 1, 1))),
+]
+"""Colours that colour-blind readers and grey printers keep apart, each with a dash of its own."""
+
+
+def sample_grids(samples: Mapping[str, Tensor], rows: int = 8, columns: int = 6) -> Figure:
+    """Draws samples side by side: images in a grid, points of the plane as dots.
+
+    Args:
+        samples: Points by title, of one event shape: ``(n, channels, height, width)`` with one or three
+            channels, or ``(n, 2)``. The first are shown.
+        rows: The number of rows of each grid.
+        columns: The number of columns of each grid.
+
+    Raises:
+        ValueError: If the points are neither images nor of the plane.
+
+    Example:
+        >>> sample_grids({"noise": torch.rand(60, 1, 8, 8)}).get_axes()[0].get_title()
+        'noise'
+    """
+    shape = next(iter(samples.values())).shape[1:]
+    planar = shape == (2,)
+    if not planar and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(
+            "samples must be images (n, 1 or 3, height, width) or points (n, 2), got event shape "
+            f"{tuple(shape)}"
+        )
+    height = 2.6 if planar else 2.4 * (rows * shape[1]) / (columns * shape[2])
+    figure, axes = _panels(len(samples), width=2.4, height=height)
+    pooled = torch.cat([x[: rows * columns].flatten() for x in samples.values()]).float()
+    low, high = torch.quantile(pooled, pooled.new_tensor([0.005, 0.995])).tolist()
+    for ax, (title, x) in zip(axes, samples.items(), strict=False):
+        ax.set_title(title, fontsize=10)
+        x = x.detach().cpu()
+        if planar:
+            ax.scatter(*x[:2000].T.tolist(), s=1, c="black", alpha=0.3, linewidths=0)
+            ax.set(xlim=(low - 1, high + 1), ylim=(low - 1, high + 1), aspect="equal")
+            ax.set(xlabel="x[0]", ylabel="x[1]")
+        else:
+            picture = ((_tile(x, rows, columns) - low) / (high - low)).clamp(0, 1)
+            picture = picture.squeeze(-1).numpy()
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.axis("off")
+    return figure
+
+
+def _tile(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Lays images ``(n, channels, h, w)`` out as one ``(rows * h, columns * w, channels)``."""
+    _, channels, h, w = x.shape
+    sheet = x.new_full((rows * columns, channels, h, w), x.min().item())
+    x = x[: rows * columns]
+    sheet[: len(x)] = x
+    sheet = sheet.reshape(rows, columns, channels, h, w).permute(0, 3, 1, 4, 2)
+    return sheet.reshape(rows * h, columns * w, channels)
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, Tensor]], label: str = "typicality (nats)", bins: int = 50
+) -> Figure:
+    """Draws histograms of scores, one panel for each model, one line for each set of points.
+
+    The axis ends at the 1st percentile of the lowest set and the 99th of the highest.
+
+    Args:
+        panels: For each panel, scores ``(n,)`` by the name of the set.
+        label: What the scores are, with their unit.
+        bins: The number of bins.
+
+    Example:
+        >>> figure = histograms({"ebm": {"data": torch.randn(99), "noise": torch.randn(99) - 9}})
+        >>> figure.get_axes()[0].get_ylabel()
+        'density (1/nat)'
+    """
+    figure, axes = _panels(len(panels), width=4.0, height=2.8)
+    for ax, (title, sets) in zip(axes, panels.items(), strict=False):
+        sets = {name: scores.detach().double().cpu() for name, scores in sets.items()}
+        ends = [torch.quantile(s, s.new_tensor([0.01, 0.99])).tolist() for s in sets.values()]
+        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+        edges = torch.linspace(low, high if high > low else low + 1, bins + 1).tolist()
+        for (name, scores), (colour, dash) in zip(sets.items(), cycle(STYLES), strict=False):
+            ax.hist(
+                scores.clamp(edges[0], edges[-1]).tolist(),
+                edges,
+                density=True,
+                histtype="step",
+                color=colour,
+                linestyle=dash,
+                label=name,
+            )
+        ax.set(title=title, xlabel=label, ylabel="density (1/nat)", yticks=[])
+        _legend(ax)
+    return figure
+
+
+def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draws what was recorded in training: a row for each model, a panel for each record.
+
+    The grey line is the record, the black one its running mean over a hundredth of the steps.
+
+    Args:
+        histories: For each model, its records by name, one number for each step.
+
+    Example:
+        >>> figure = training_curves({"vae": {"loss": [3.0, 2.0, 1.0]}})
+        >>> figure.get_axes()[0].get_ylabel()
+        'loss (nats per example)'
+    """
+    columns = max(map(len, histories.values()))
+    figure, axes = _panels(len(histories) * columns, width=3.2, height=2.2, columns=columns)
+    for row, (model, history) in enumerate(histories.items()):
+        for column in range(columns):
+            ax = axes[row * columns + column]
+            if column >= len(history):
+                ax.axis("off")
+                continue
+            name, record = list(history.items())[column]
+            width = max(1, len(record) // 100)
+            mean = torch.tensor(record).unfold(0, width, 1).mean(-1).tolist()
+            ax.plot(record, color="#bbbbbb", linewidth=0.5)
+            ax.plot(range(width - 1, len(record)), mean, color="black", linewidth=1.2)
+            unit = " (nats per example)" if name == "loss" else ""
+            ax.set(title=model, xlabel="training step", ylabel=name + unit)
+            _clip(ax, mean)
+    return figure
+
+
+def _clip(ax: Axes, mean: list[float]) -> None:
+    """Shows the bulk of a curve, not its first spikes."""
+    low, high = torch.quantile(torch.tensor(mean).double(), torch.tensor([0.01, 0.98]).double()).tolist()
+    margin = 0.3 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
+
+
+def traces(draws: Mapping[str, Tensor], num_chains: int = 4) -> Figure:
+    """Draws the path of a few chains, a panel for each quantity.
+
+    Args:
+        draws: For each quantity, named with its unit, its draws with shape ``(chain, draw)``.
+        num_chains: How many chains to show.
+
+    Raises:
+        ValueError: If a quantity is not of shape ``(chain, draw)``.
+
+    Example:
+        >>> figure = traces({"lp (nats)": torch.randn(4, 100)})
+        >>> figure.get_axes()[0].get_ylabel()
+        'lp (nats)'
+    """
+    for name, values in draws.items():
+        if values.dim() != 2:
+            raise ValueError(
+                f"draws['{name}'] must have shape (chain, draw), got {tuple(values.shape)}; pass one "
+                "coordinate at a time"
+            )
+    figure, axes = _panels(len(draws), width=7.0, height=1.5, columns=1)
+    for ax, (name, values) in zip(axes, draws.items(), strict=False):
+        for chain, (colour, dash) in zip(values[:num_chains], cycle(STYLES), strict=False):
+            ax.plot(chain.tolist(), color=colour, linestyle=dash, linewidth=0.8)
+        ax.set_ylabel(name)
+    axes[len(draws) - 1].set_xlabel(f"draw (the first {min(num_chains, len(values))} chains)")
+    return figure
+
+
+def landscape(
+    energies: Mapping[str, Callable[[Tensor], Tensor]],
+    samples: Tensor | None = None,
+    extent: tuple[float, float, float, float] = (-4.0, 4.0, -4.0, 4.0),
+    depth: float = 10.0,
+) -> Figure:
+    """Draws energies over the plane, measured from their least value, with samples over them.
+
+    Args:
+        energies: Energies by title, from points ``(n, 2)`` to nats ``(n,)``.
+        samples: Points to draw over each, with shape ``(n, 2)``.
+        extent: The ends of both axes ``(left, right, bottom, top)``, in units of x.
+        depth: Up to how many nats above the least value contours are drawn.
+
+    Example:
+        >>> figure = landscape({"bowl": lambda x: x.square().sum(-1)})
+        >>> [ax.get_title() for ax in figure.get_axes()][0]
+        'bowl'
+    """
+    left, right, bottom, top = extent
+    x, y = torch.linspace(left, right, 120), torch.linspace(bottom, top, 120)
+    points = torch.cartesian_prod(x, y)
+    figure, axes = _panels(len(energies), width=3.2, height=3.0)
+    levels = torch.linspace(0, depth, 11).tolist()
+    for ax, (title, energy) in zip(axes, energies.items(), strict=False):
+        with torch.no_grad():
+            values = energy(points).reshape(len(x), len(y)).T
+        values = (values - values.min()).clamp(max=1.01 * depth)
+        args = x.tolist(), y.tolist(), values.tolist(), levels
+        filled = ax.contourf(*args, cmap="Greys_r", alpha=0.8)
+        ax.contour(*args, colors="black", linewidths=0.3)
+        if samples is not None:
+            ax.scatter(*samples[:500].T.tolist(), s=2, c="#d55e00", linewidths=0)
+        ax.set(title=title, xlabel="x[0]", ylabel="x[1]", xlim=(left, right), ylim=(bottom, top))
+    figure.colorbar(filled, ax=axes, label="energy above its least (nats)", shrink=0.8)
+    return figure
+
+
+def _panels(
+    count: int, *, width: float, height: float, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of ``count`` panels, each of a size in inches, at most four in a row."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, 4) if columns is None else columns
+    rows = math.ceil(count / columns)
+    size = (width * columns, height * rows + 0.4)
+    figure = Figure(figsize=size, layout="constrained", dpi=120)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes[count:]:
+        ax.axis("off")
+    return figure, axes[:count]
+
+
+def _legend(ax: Axes) -> None:
+    if len(ax.get_legend_handles_labels()[0]) > 1:
+        ax.legend(frameon=False, fontsize=8, loc="upper left")

@@ -1,0 +1,225 @@
+"""The scorecard: what was measured of each model, as a table, as files, as a page."""
+
+from __future__ import annotations
+
+__all__ = ["Row", "Scorecard"]
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .metrics import Estimate
+from .report import page
+from .zoo.base import Kind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIGNS = {"exact": "=", "bound": "≥", "estimate": "≈"}
+"""How a number of each kind stands to the log-likelihood."""
+
+
+@dataclass
+class Row:
+    """What was measured of one model; ``None`` where it was not, and ``errors`` say why."""
+
+    model: str
+    kind: Kind | None = None
+    """What the log-likelihood is; see :mod:`pyro_ebm.zoo.base`."""
+    log_prob: Estimate | None = None
+    """Its mean over held-out data, in nats per example, and the error from their number."""
+    mmd: Estimate | None = None
+    """The squared maximum mean discrepancy of samples from held-out data."""
+    c2st: Estimate | None = None
+    """The accuracy of a classifier that tells samples from held-out data: 0.5 if it cannot."""
+    auroc: dict[str, Estimate] = field(default_factory=dict)
+    """By set, how well typicality tells held-out data from out-of-distribution data."""
+    train_seconds: float | None = None
+    sample_seconds: float | None = None
+    """The seconds that 1,000 samples take."""
+    num_parameters: int | None = None
+    errors: list[str] = field(default_factory=list)
+    """What failed, and why."""
+
+    def cells(self) -> dict[str, str]:
+        """Returns what the table shows, by column."""
+        return {
+            "model": self.model,
+            "log p (nats)": self._likelihood(),
+            "kind": self.kind or "–",
+            "MMD²": _shown(self.mmd),
+            "C2ST": _shown(self.c2st),
+            **{f"AUROC {name}": _shown(area) for name, area in self.auroc.items()},
+            "train (s)": _seconds(self.train_seconds),
+            "s / 1,000": _seconds(self.sample_seconds),
+            "parameters": "–" if self.num_parameters is None else f"{self.num_parameters:,}",
+        }
+
+    def _likelihood(self) -> str:
+        return "–" if self.log_prob is None else f"{SIGNS[self.kind]} {self.log_prob}"
+
+    def numbers(self) -> dict[str, str | float | None]:
+        """Returns everything as flat columns, each estimate beside its standard error."""
+        flat: dict[str, str | float | None] = {"model": self.model, "kind": self.kind}
+        areas = {f"auroc {name}": area for name, area in self.auroc.items()}
+        for name, estimate in {
+            "log_prob": self.log_prob,
+            "mmd": self.mmd,
+            "c2st": self.c2st,
+            **areas,
+        }.items():
+            flat[name], flat[f"{name} std_error"] = estimate or (None, None)
+        for name in ("train_seconds", "sample_seconds", "num_parameters"):
+            flat[name] = getattr(self, name)
+        flat["errors"] = "; ".join(self.errors)
+        return flat
+
+
+@dataclass
+class Scorecard:
+    """What :func:`pyro_ebm.compare.compare` measured.
+
+    ``str(card)`` is the table. There is no overall rank; :meth:`rankings` ranks likelihoods within a kind.
+
+    Example:
+        >>> card = Scorecard([Row("a", "exact", Estimate(-1.25, 0.03)), Row("b", "none")])
+        >>> print(card)
+        model  log p (nats)    kind   MMD²  C2ST  train (s)  s / 1,000  parameters
+        a      = -1.25 ± 0.03  exact  –     –     –          –          –
+        b      –               none   –     –     –          –          –
+    """
+
+    rows: list[Row]
+    protocol: dict[str, object] = field(default_factory=dict)
+    """How it was measured: sizes, seeds, versions."""
+    caveats: list[str] = field(default_factory=list)
+    """What to bear in mind."""
+    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    """Figures by name, drawn when the card is saved; add your own."""
+
+    def __getitem__(self, model: str) -> Row:
+        for row in self.rows:
+            if row.model == model:
+                return row
+        raise KeyError(f"no row {model!r}; there are {', '.join(repr(r.model) for r in self.rows)}")
+
+    def rankings(self) -> dict[Kind, list[str]]:
+        """Ranks the models by log-likelihood, best first, each kind on its own.
+
+        A bound may lie far below what it bounds, so that it neither beats nor loses to an exact value;
+        and one bound may be looser than another.
+        """
+        kinds = dict.fromkeys(row.kind for row in self.rows if row.log_prob is not None)
+        return {
+            kind: [
+                row.model
+                for row in sorted(self.rows, key=lambda row: -_value(row.log_prob))
+                if row.kind == kind and row.log_prob is not None
+            ]
+            for kind in kinds
+        }
+
+    def table(self) -> list[dict[str, str]]:
+        """Returns the cells of the table, row by row, each row with every column."""
+        rows = [row.cells() for row in self.rows]
+        columns = list(dict.fromkeys(column for row in rows for column in _ordered(row)))
+        columns.sort(key=lambda column: _ORDER.get(column.split()[0], 99))
+        return [{column: row.get(column, "–") for column in columns} for row in rows]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        table = self.table()
+        lines = [list(table[0]), *(list(row.values()) for row in table)] if table else []
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            yield "  ".join(cells).rstrip()
+        for row in self.rows:
+            yield from (f"{row.model}: {error}" for error in row.errors)
+
+    def save(self, directory: str | Path) -> Path:
+        """Saves ``scorecard.csv``, ``scorecard.json``, ``report.html`` and the figures as PNG.
+
+        The table is written first; a figure that fails to draw is named in the report.
+
+        Args:
+            directory: Where to; it is made if need be, and files of these names are replaced.
+
+        Returns:
+            The path of the report.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "scorecard.csv").write_text(self.to_csv(), encoding="utf-8")
+        (directory / "scorecard.json").write_text(self.to_json(), encoding="utf-8")
+        drawn: dict[str, bytes | str] = {}
+        for name, draw in self.figures.items():
+            try:
+                drawn[name] = _png(draw())
+                (directory / f"{name}.png").write_bytes(drawn[name])
+            except Exception as error:  # noqa: BLE001 - whatever a figure does, the table must stand
+                drawn[name] = f"{type(error).__name__}: {error}"
+        report = directory / "report.html"
+        errors = [f"{row.model}: {error}" for row in self.rows for error in row.errors]
+        text = page(self.table(), errors, self.protocol, self.caveats, drawn)
+        report.write_text(text, encoding="utf-8")
+        return report
+
+    def to_csv(self) -> str:
+        """Returns every number, a row for each model."""
+        rows = [row.numbers() for row in self.rows]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue()
+
+    def to_json(self) -> str:
+        """Returns rows, protocol and caveats; an estimate is a pair of value and standard error."""
+        rows = [_finite(asdict(row)) for row in self.rows]
+        content = {"rows": rows, "protocol": self.protocol, "caveats": self.caveats}
+        return json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
+
+
+_ORDER = {"model": 0, "log": 1, "kind": 2, "MMD²": 3, "C2ST": 4, "AUROC": 5, "train": 6, "s": 7}
+
+
+def _ordered(row: dict[str, str]) -> list[str]:
+    return list(row)
+
+
+def _value(estimate: Estimate | None) -> float:
+    return -math.inf if estimate is None or math.isnan(estimate.value) else estimate.value
+
+
+def _shown(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else str(estimate)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.3g}"
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _finite(value: object) -> object:
+    """Writes what JSON has no number for as a word."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

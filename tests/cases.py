@@ -1,0 +1,88 @@
+"""What the laws run over: name -> constructor. A new algorithm adds one row here."""
+
+import torch
+from torch import tensor
+
+from pyro_ebm import kernels
+from pyro_ebm.energies import (
+    MLP,
+    Banana,
+    Conv,
+    DoubleWell,
+    Funnel,
+    Gaussian,
+    GaussianMixture,
+    Laplace,
+    TwoModes,
+    mixture,
+)
+
+ENERGIES_EXACT = {
+    "gaussian_number": lambda: Gaussian(tensor(0.7), 2.5),
+    "gaussian_diagonal": lambda: Gaussian(tensor([1.0, -2.0]), tensor([0.5, 4.0])),
+    "gaussian_matrix": lambda: Gaussian(tensor([1.0, -0.5]), tensor([[2.0, 0.9], [0.9, 1.0]])),
+    "gaussian_image": lambda: Gaussian(torch.arange(6.0).reshape(2, 3), tensor([1.0, 2.0, 3.0])),
+    "laplace_number": lambda: Laplace(tensor(-0.4), 0.7),
+    "laplace_vector": lambda: Laplace(tensor([1.0, -1.0]), tensor([0.5, 2.0])),
+    "gaussian_mixture_isotropic": lambda: GaussianMixture(
+        [1.0, 3.0, 2.0], tensor([[-2.0, 0.0], [1.0, 1.0], [0.5, -2.0]]), tensor([0.5, 0.8, 0.6])
+    ),
+    "gaussian_mixture_diagonal": lambda: GaussianMixture(
+        [0.7, 0.3], tensor([[0.0, 1.0], [2.0, -1.0]]), tensor([[0.4, 1.0], [0.9, 0.5]])
+    ),
+    "two_modes": lambda: TwoModes(theta=-0.8, a=-2.0, b=1.5),
+    "double_well": lambda: DoubleWell(beta=2.0),
+    "double_well_tilted": lambda: DoubleWell(beta=1.5, tilt=0.6),
+    "banana": lambda: Banana(scale=1.5, curvature=0.4),
+    "banana_reference": lambda: Banana(),
+    "funnel": lambda: Funnel(num_dims=3, scale=1.0),
+    "mixture": lambda: mixture(
+        [DoubleWell(beta=1.0, tilt=0.5), Laplace(tensor(3.0), 0.5), TwoModes(0.5, -3.0, -1.0)],
+        [1.0, 2.0, 1.0],
+    ),
+    "mixture_plane": lambda: mixture(
+        [Banana(scale=1.0, curvature=0.5), Gaussian(tensor([2.0, 0.0]), tensor([4.0, 1.0]))],
+        [0.35, 0.65],
+    ),
+}
+"""Energies with exact log_z() and sample()."""
+
+ENERGIES_NEURAL = {
+    "mlp": lambda: MLP(event_shape=(2,), hidden_sizes=(8, 8)),
+    "mlp_number": lambda: MLP(event_shape=(), hidden_sizes=(8,)),
+    "mlp_matrix": lambda: MLP(event_shape=(2, 3), hidden_sizes=(8,), base_scale=2.0),
+    "conv": lambda: Conv(event_shape=(1, 4, 5), channels=(3, 4)),
+    "sum": lambda: MLP((2,), (8,)) + Gaussian(tensor([1.0, 0.0]), 2.0),
+    "sum_with_callable": lambda: MLP((2,), (8,)) + (lambda x: x.pow(4).sum(-1)),
+    "weighted": lambda: 0.3 * MLP((2,), (8,)),
+    "tempered": lambda: MLP((2,), (8,)) / 4.0,
+    "difference": lambda: Gaussian(torch.zeros(2), 1.0) - 0.1 * MLP((2,), (8,)),
+    "mixture_given_log_z": lambda: mixture(
+        [MLP((2,), (8,)), Banana(1.0, 0.3)], [0.2, 0.8], log_z=[0.4, 1.0]
+    ),
+}
+"""Energies without, those of the algebra included."""
+
+ENERGIES = ENERGIES_EXACT | ENERGIES_NEURAL
+
+SKEWED = {
+    name: ENERGIES_EXACT[name]
+    for name in (
+        "gaussian_mixture_isotropic",
+        "two_modes",
+        "double_well_tilted",
+        "banana",
+        "mixture_plane",
+    )
+}
+"""Targets with exact samples that no reflection leaves as they are: a wrong sign must show."""
+
+KERNELS = {
+    "ULA": lambda target=None, **kwargs: kernels.ULA(target, step_size=0.05, **kwargs),
+    "MALA": lambda target=None, **kwargs: kernels.MALA(target, step_size=0.2, **kwargs),
+    "HMC": lambda target=None, **kwargs: kernels.HMC(target, step_size=0.3, num_steps=4, **kwargs),
+}
+"""Kernels with a fixed step size that suits targets of unit scale; warmup may adapt it further."""
+
+METROPOLISED = [name for name in KERNELS if name != "ULA"]
+"""Those that leave their target invariant exactly."""

@@ -1,0 +1,58 @@
+"""What the laws are asserted with: each gate is the standard error of the estimate itself."""
+
+import math
+
+import torch
+
+NUM_SIGMAS = 5
+"""How many standard errors a right estimate may be off: one false alarm in two million."""
+
+FAILURE_RATE = 2e-5
+"""The probability at which a goodness-of-fit test rejects the right law, as in Pyro's own tests."""
+
+
+def assert_close(estimate, truth, standard_error):
+    """Asserts that an estimate lies within ``NUM_SIGMAS`` of its standard errors of the truth."""
+    estimate, truth, standard_error = map(torch.as_tensor, (estimate, truth, standard_error))
+    z = (estimate - truth) / standard_error
+    assert bool((z.abs() < NUM_SIGMAS).all()), (
+        f"{estimate.tolist()} is not {truth.tolist()} within {NUM_SIGMAS} standard errors of "
+        f"{standard_error.tolist()}: z = {z.tolist()}"
+    )
+
+
+def assert_mean(samples, truth):
+    """Asserts the mean of independent rows ``(N, *event)``."""
+    samples = samples.double()
+    assert_close(samples.mean(0), truth, samples.std(0) / math.sqrt(len(samples)))
+
+
+def assert_chain_mean(draws, truth):
+    """Asserts the mean of dependent draws ``(chain, draw, *event)`` of independent chains."""
+    assert_mean(draws.double().mean(1), truth)
+
+
+def assert_follows(samples, cdf):
+    """Asserts that independent samples ``(N,)`` follow a continuous law (Kolmogorov-Smirnov)."""
+    n = len(samples)
+    probs = cdf(samples.double().sort().values)
+    ranks = torch.arange(n + 1, dtype=torch.float64) / n
+    distance = torch.maximum((ranks[1:] - probs).max(), (probs - ranks[:-1]).max())
+    _assert_plausible(distance.item(), n)
+
+
+def assert_same_law(x, y):
+    """Asserts that two independent samples ``(N,)`` and ``(M,)`` follow one law."""
+    x, y = x.double().sort().values, y.double().sort().values
+    both = torch.cat([x, y])
+    below_x = torch.searchsorted(x, both, right=True) / len(x)
+    below_y = torch.searchsorted(y, both, right=True) / len(y)
+    _assert_plausible((below_x - below_y).abs().max().item(), len(x) * len(y) / (len(x) + len(y)))
+
+
+def _assert_plausible(distance, n):
+    """Gates a Kolmogorov-Smirnov distance by its asymptotic law, with Stephens's correction for n."""
+    root = math.sqrt(n)
+    x = (root + 0.12 + 0.11 / root) * distance
+    p_value = min(1.0, 2 * math.exp(-2 * x * x))  # the first term bounds the alternating series
+    assert p_value > FAILURE_RATE, f"distance {distance:.4f} of {n:.0f} draws has p = {p_value:.1e}"

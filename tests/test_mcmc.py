@@ -1,0 +1,243 @@
+"""The driver: Pyro's face, many chains, nothing lost."""
+
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import KERNELS, METROPOLISED, SKEWED
+from laws import assert_chain_mean, assert_close
+from pyro.infer import MCMC as PyroMCMC
+from torch import tensor
+from torch.distributions import constraints
+
+import pyro_ebm as ebm
+from pyro_ebm.diagnostics import bulk_ess
+from pyro_ebm.energies import Gaussian, Laplace
+from pyro_ebm.kernels import HMC, MALA, ULA
+
+
+def normal_model(y):
+    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+    scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+    with pyro.plate("groups", 3):
+        effect = pyro.sample("effect", dist.Normal(loc, 1.0))
+    pyro.sample("y", dist.Normal(effect.sum(-1), scale), obs=y)
+
+
+def quiet(kernel, *args, **kwargs):
+    return ebm.MCMC(kernel, *args, disable_progbar=True, **kwargs)
+
+
+@pytest.mark.parametrize("target", SKEWED)
+@pytest.mark.parametrize("kernel", METROPOLISED)
+def test_recovers_the_moments_of_a_skewed_target_after_warmup(kernel, target):
+    energy = SKEWED[target]()
+    potential_start = energy.sample(300).reshape(300, *energy.event_shape)
+    mcmc = quiet(
+        KERNELS[kernel](ebm.Boltzmann(energy)), 60, 100, num_chains=300,
+        initial_params={"x": potential_start},
+    )  # fmt: skip
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    assert draws.shape == (300, 60, *energy.event_shape)
+    exact = energy.sample(1_000_000)
+    assert_chain_mean(draws, exact.mean(0))
+    assert_chain_mean(draws**2, (exact**2).mean(0))
+
+
+@pytest.mark.parametrize("kernel", METROPOLISED)
+def test_finds_a_far_and_badly_scaled_target_from_the_default_start(kernel):
+    energy = Gaussian(tensor([100.0, -3.0, 0.001]), tensor([0.01, 1.0, 1e6]))
+    mcmc = quiet(KERNELS[kernel](ebm.Boltzmann(energy)), 100, 600, num_chains=64)
+    mcmc.run()
+    assert_chain_mean(mcmc.get_samples(group_by_chain=True)["x"], energy.mean)
+    assert max(mcmc.diagnostics()["x"]["r_hat"]) < 1.05
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_same_kernels_run_inside_pyros_own_driver(kernel):
+    target = Laplace(torch.zeros(()), 1.0) + Gaussian(tensor(2.0), 1.0)  # skewed
+    grid = torch.linspace(-10, 10, 100_001)
+    truth = ((-target(grid)).softmax(0) * grid).sum()
+    recipe = ULA(ebm.Boltzmann(target), step_size=0.02) if kernel == "ULA" else None
+    recipe = recipe or KERNELS[kernel](ebm.Boltzmann(target))
+    mcmc = PyroMCMC(recipe, num_samples=1500, warmup_steps=200, disable_progbar=True)
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    bias = 0.02 if kernel == "ULA" else 0.0  # of first order in the step size
+    assert_close(draws.mean(), truth, draws.std() / bulk_ess(draws).sqrt() + bias / 5)
+    found = mcmc.diagnostics()
+    assert found["divergences"] == {"chain 0": []}
+    assert found["sample_stats"]["chain 0"]["lp"].shape == (1500,)
+    torch.testing.assert_close(found["sample_stats"]["chain 0"]["lp"], -target(draws[0]))
+
+
+def test_pyros_driver_gets_constrained_draws_of_a_model():
+    mcmc = PyroMCMC(HMC(normal_model), num_samples=30, warmup_steps=30, disable_progbar=True)
+    mcmc.run(tensor(1.0))
+    draws = mcmc.get_samples()
+    assert {name: tuple(v.shape) for name, v in draws.items()} == {
+        "effect": (30, 3), "loc": (30,), "scale": (30,)
+    }  # fmt: skip
+    assert (draws["scale"] > 0).all()
+    mcmc.summary()
+
+
+def test_pyros_driver_starts_where_it_is_told():
+    kernel = ULA(potential_fn=lambda p: 0.5 * p["a"].square().sum(), step_size=1e-12)
+    mcmc = PyroMCMC(kernel, num_samples=2, warmup_steps=0, initial_params={"a": tensor([5.0, 7.0])},
+                    disable_progbar=True)  # fmt: skip
+    mcmc.run()
+    assert_close(mcmc.get_samples()["a"], tensor([[5.0, 7.0]] * 2), torch.full((2, 2), 1e-4))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_is_pickled_before_and_after_use(kernel):
+    recipe = KERNELS[kernel](ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)))
+    quiet(pickle.loads(pickle.dumps(recipe)), 3, 3).run()
+
+
+def test_takes_a_potential_function_of_a_dict():
+    def potential_fn(params):
+        return 0.5 * (params["a"] - 1).square().sum() + 2 * params["b"].square()
+
+    start = {"a": torch.zeros(50, 2), "b": torch.zeros(50)}
+    mcmc = quiet(MALA(potential_fn=potential_fn), 60, 60, num_chains=50, initial_params=start)
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)
+    assert_chain_mean(draws["a"], torch.ones(2))
+    assert_chain_mean(draws["b"] ** 2, 0.25)
+
+
+def test_has_pyros_face():
+    mcmc = quiet(HMC(normal_model), num_samples=20, warmup_steps=15, num_chains=12)
+    mcmc.run(tensor(1.0))
+    draws = mcmc.get_samples()
+    assert {name: tuple(v.shape) for name, v in draws.items()} == {
+        "effect": (240, 3), "loc": (240,), "scale": (240,)
+    }  # fmt: skip
+    assert mcmc.get_samples(group_by_chain=True)["effect"].shape == (12, 20, 3)
+    assert mcmc.get_samples(num_samples=7)["effect"].shape == (7, 3)
+    assert mcmc.get_warmup()["scale"].shape == (12, 15)
+    assert constraints.positive.check(mcmc.get_warmup()["scale"]).all()
+    found = mcmc.diagnostics()
+    assert found["effect"]["n_eff"].shape == found["effect"]["r_hat"].shape == (3,)
+    assert list(found["divergences"]) == [f"chain {c:02d}" for c in range(12)]
+    assert set(found["acceptance rate"]) == set(found["divergences"])
+
+
+def test_statistics_are_those_of_the_draws():
+    mcmc = quiet(HMC(normal_model), num_samples=20, warmup_steps=15, num_chains=5)
+    mcmc.run(tensor(1.0))
+    stats = mcmc.sample_stats
+    z = torch.stack([mcmc.potential.value_and_grad(row)[0] for row in mcmc._draws.z.unbind(1)], 1)
+    torch.testing.assert_close(stats["lp"], -z)
+    assert (stats["energy"] >= -stats["lp"]).all()  # the kinetic energy is not negative
+    assert stats["step_size"].unique().numel() == 1  # adaptation is over
+    assert mcmc.warmup_stats["step_size"].unique().numel() > 5
+    assert stats["acceptance_rate"].gt(0).any()
+
+
+def test_a_kernel_without_momentum_reports_no_energy():
+    mcmc = quiet(MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 5, 5)
+    mcmc.run()
+    assert set(mcmc.sample_stats) == {"lp", "step_size", "diverging", "acceptance_rate", "accepted"}
+    mcmc = quiet(ULA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)), step_size=0.1), 5, 5)
+    mcmc.run()
+    assert set(mcmc.sample_stats) == {"lp", "step_size", "diverging"}
+
+
+def test_a_seed_makes_a_run_repeatable():
+    def draws():
+        pyro.set_rng_seed(5)
+        mcmc = quiet(HMC(normal_model), 10, 10)
+        mcmc.run(tensor(1.0))
+        return mcmc.get_samples()["effect"]
+
+    assert torch.equal(draws(), draws())
+
+
+def test_superchains_start_at_one_point_each():
+    kernel = ULA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)), step_size=1e-14)
+    mcmc = quiet(kernel, 2, 0, num_chains=12, num_superchains=3)
+    mcmc.run()
+    starts = mcmc.get_samples(group_by_chain=True)["x"][:, 0].round(decimals=4)
+    assert len(starts.unique(dim=0)) == 3
+    assert torch.equal(starts[0], starts[3])
+    assert mcmc.diagnostics()["x"]["nested_r_hat"].min() > 1.5  # frozen chains have not mixed
+
+
+def test_nested_r_hat_passes_many_short_mixed_chains():
+    mcmc = quiet(MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 5, 100, num_chains=512,
+                 num_superchains=16)  # fmt: skip
+    mcmc.run()
+    assert mcmc.diagnostics()["x"]["nested_r_hat"].max() < 1.02
+
+
+@pytest.mark.parametrize("at", [1, 7, 20])
+def test_an_interrupt_keeps_the_draws_made_so_far(at):
+    calls = 0
+
+    class Interrupting(MALA):
+        def step(self, potential, state, noise):
+            nonlocal calls
+            calls += 1
+            if calls == 10 + at + 1:
+                raise KeyboardInterrupt
+            return super().step(potential, state, noise)
+
+    mcmc = quiet(Interrupting(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 30, 10)
+    with pytest.warns(UserWarning, match=f"interrupted after {at} of 30 draws: they are kept"):
+        mcmc.run()
+    assert mcmc.num_draws == at
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (4, at, 2)
+    assert mcmc.sample_stats["lp"].shape == (4, at)
+    mcmc.diagnostics()
+
+
+def test_an_interrupt_in_warmup_is_raised():
+    class Interrupting(MALA):
+        def step(self, potential, state, noise):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(Interrupting(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 30, 10).run()
+
+
+def test_summary_prints_a_row_for_each_coordinate(capsys):
+    mcmc = quiet(HMC(normal_model), 20, 15)
+    mcmc.run(tensor(1.0))
+    mcmc.summary()
+    printed = capsys.readouterr().out
+    for row in ("effect[0]", "effect[2]", "loc", "scale", "n_eff", "r_hat", "divergences: "):
+        assert row in printed
+
+
+def test_shows_progress_unless_told_not_to(capsys):
+    kernel = MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)))
+    ebm.MCMC(kernel, 5, 5).run()
+    assert "sample: 100%" in capsys.readouterr().err
+    ebm.MCMC(kernel, 5, 5, disable_progbar=True).run()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda k: ebm.MCMC(k, 0), "num_samples and num_chains must be positive"),
+        (lambda k: ebm.MCMC(k, 5, -1), "warmup_steps not negative"),
+        (lambda k: ebm.MCMC(k, 5, num_chains=0), "num_chains must be positive"),
+        (lambda k: ebm.MCMC(k, 5, num_chains=5, num_superchains=2), "must divide num_chains"),
+        (
+            lambda k: ebm.MCMC(k, 5, num_chains=3, initial_params={"x": torch.zeros(2, 2)}),
+            r"initial_params\['x'\] must have num_chains=3 rows, got shape \(2, 2\)",
+        ),
+        (lambda k: quiet(MALA(), 5).run(), "exactly one target"),
+    ],
+)
+def test_refuses_bad_arguments(make, message):
+    kernel = MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)))
+    with pytest.raises(ValueError, match=message):
+        make(kernel)

@@ -1,0 +1,173 @@
+"""A potential has the value, gradient and Jacobian of its target, for all chains at once."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import ENERGIES_EXACT
+from pyro.infer.mcmc.util import initialize_model
+from torch import tensor
+from torch.distributions import constraints
+
+import pyro_ebm as ebm
+from pyro_ebm.potential import Potential
+
+
+def regression():
+    x = torch.linspace(-1.0, 2.0, 7)
+    slope = pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", 7):
+        pyro.sample("y", dist.Normal(slope[..., 0] + slope[..., 1] * x, scale), obs=x.square())
+
+
+def shares():
+    p = pyro.sample("p", dist.Dirichlet(tensor([1.0, 2.0, 3.0])))
+    u = pyro.sample("u", dist.Uniform(-1.0, 2.0))
+    with pyro.plate("draws", 4):
+        w = pyro.sample("w", dist.Beta(2.0, 3.0))
+    pyro.sample("y", dist.Normal(p[..., 0] + u + w.sum(-1), 0.5), obs=tensor(1.0))
+
+
+def clusters():
+    x = tensor([-1.0, 0.2, 2.0, 2.5])
+    weights = pyro.sample("weights", dist.Dirichlet(tensor([1.0, 2.0])))
+    with pyro.plate("components", 2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", 4):
+        k = pyro.sample("k", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+
+
+def smooth():
+    with pyro.plate("rows", 3):
+        z = pyro.sample("z", ebm.Boltzmann(ebm.energies.Banana(1.0, 0.3)))
+    ebm.energy_factor("near", lambda z: (z[..., 0] - 1).square().sum(-1), z)
+
+
+MODELS = [regression, shares, clusters, smooth]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_equals_pyros_own_potential(model):
+    potential = Potential.of(model)
+    z = potential.initialize(6)
+    value, grad = potential.value_and_grad(z)
+    nesting = 1
+    _, own, _, _ = initialize_model(model, max_plate_nesting=nesting)
+    for row, v, g in zip(z, value, grad, strict=True):
+        row = row.clone().requires_grad_()
+        expected = own(potential.unflatten(row))
+        torch.testing.assert_close(v, expected.detach())
+        torch.testing.assert_close(g, torch.autograd.grad(expected, row)[0])
+
+
+@pytest.mark.parametrize("name", ENERGIES_EXACT)
+def test_is_the_energy_on_the_real_line(name):
+    energy = ENERGIES_EXACT[name]()
+    potential = Potential.of(ebm.Boltzmann(energy, temperature=2.0))
+    x = energy.sample(5)
+    value, grad = potential.value_and_grad(potential.unconstrain({"x": x}))
+    torch.testing.assert_close(value, energy(x) / 2)
+    torch.testing.assert_close(grad.reshape(x.shape), energy.grad(x) / 2)
+
+
+CONSTRAINED = {
+    "interval": (lambda: dist.Beta(2.0, 5.0), constraints.unit_interval),
+    "positive": (lambda: dist.Gamma(3.0, 2.0), constraints.positive),
+    "simplex": (lambda: dist.Dirichlet(tensor([1.0, 2.0, 4.0])), constraints.simplex),
+    "box": (
+        lambda: dist.Beta(tensor([2.0, 1.5]), tensor([5.0, 1.0])).to_event(1),
+        constraints.independent(constraints.unit_interval, 1),
+    ),
+}
+
+
+def constrained(name):
+    law, support = CONSTRAINED[name]
+    law = law()
+    boltzmann = ebm.Boltzmann(
+        lambda x: -law.log_prob(x), event_shape=law.event_shape, support=support
+    )
+    return law, boltzmann
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_carries_the_jacobian_of_a_constrained_support(name):
+    _, boltzmann = constrained(name)
+    estimate = ebm.logz.quadrature(boltzmann)
+    assert abs(estimate.value) < 1e-4  # the law is normalised, so a lost Jacobian shows as log Z
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_round_trips_between_spaces(name):
+    law, boltzmann = constrained(name)
+    potential = Potential.of(boltzmann)
+    x = law.sample((9,))
+    z = potential.unconstrain({"x": x})
+    torch.testing.assert_close(potential.constrain(z)["x"], x)
+    torch.testing.assert_close(potential.flatten(potential.unflatten(z)), z)
+
+
+def test_a_batch_is_one_point_of_a_chain_or_many_chains():
+    energy = ebm.energies.Banana(1.0, 0.3)
+    x = energy.sample(3)
+    joint = Potential.of(ebm.Boltzmann(energy).expand([3]))
+    apart = Potential.of_batch(ebm.Boltzmann(energy), (3,), x)
+    assert joint.dim == 6
+    torch.testing.assert_close(joint.value_and_grad(x.reshape(1, 6))[0], energy(x).sum()[None])
+    torch.testing.assert_close(apart.value_and_grad(x)[0], energy(x))
+
+
+def test_a_model_that_cannot_be_mapped_runs_chain_by_chain_with_one_warning():
+    def branching():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        scale = 1.0 if x > 0 else 3.0
+        pyro.sample("y", dist.Normal(x, scale), obs=tensor(0.5))
+
+    potential = Potential.of(branching)
+    z = tensor([[-1.0], [0.0], [2.0]])
+    with pytest.warns(UserWarning, match="one chain after the other, because vmap stopped at"):
+        value, grad = potential.value_and_grad(z)
+    scale = torch.where(z > 0, 1.0, 3.0)
+    expected = -(dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, scale).log_prob(tensor(0.5)))
+    torch.testing.assert_close(value, expected[:, 0])
+    torch.testing.assert_close(grad, z + (z - 0.5) / scale**2)
+    potential.value_and_grad(z)  # no second warning
+
+
+def test_reads_plates_as_dimensions():
+    by_name = {site.name: site for site in Potential.of(clusters).sites}
+    assert by_name["locs"].dims == ("components",)
+    assert by_name["weights"].dims == ()
+
+
+def test_starts_an_improper_prior():
+    def flat():
+        b = pyro.sample("b", dist.ImproperUniform(constraints.real, (), (2,)))
+        pyro.sample("y", dist.Normal(b.sum(-1), 1.0), obs=tensor(1.0))
+
+    z = Potential.of(flat).initialize(50)
+    assert z.shape == (50, 2)
+    assert z.abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Potential.of(), "exactly one target"),
+        (lambda: Potential.of(smooth, potential_fn=lambda z: z), "exactly one target"),
+        (lambda: Potential.of(potential_fn=lambda z: z["a"]), "give initial_params"),
+        (lambda: Potential.of(lambda: None), "no continuous latent site"),
+        (
+            lambda: Potential.of(
+                potential_fn=lambda p: p["a"] * torch.inf, initial_params={"a": torch.ones(3)}
+            ).initialize(3),
+            "3 of 3 chains found no start",
+        ),
+    ],
+)
+def test_refuses_targets_it_cannot_serve(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
