@@ -1,6 +1,7 @@
 """Energy-based models as first-class citizens of Pyro."""
 
-from . import energies, kernels, logz, objectives
+from . import datasets, diagnostics, energies, kernels, logz, metrics, objectives, plotting, zoo
+from .compare import compare
 from .distributions import Boltzmann, energy_factor
 from .export import to_arviz
 from .mcmc import MCMC
@@ -11,11 +12,17 @@ __all__ = [
     "MCMC",
     "Boltzmann",
     "__version__",
+    "compare",
+    "datasets",
+    "diagnostics",
     "energies",
     "energy_factor",
     "kernels",
     "logz",
+    "metrics",
     "no_guide",
     "objectives",
+    "plotting",
     "to_arviz",
+    "zoo",
 ]

@@ -22,14 +22,15 @@ from .zoo.base import Generative, check_data
 
 REFERENCE = "(train data)"
 CAVEATS = [
-    "log p is the mean over held-out data. «=» exact, «≥» a lower bound in expectation, «≈» an estimate; "
-    "numbers of unlike kinds are not ranked together, and of two bounds the lower may be the looser.",
-    "MMD² is 0 and C2ST 0.5 where samples cannot be told from held-out data. The row (train data) is the "
-    "floor: real data against real data.",
-    "AUROC: how often held-out data are more typical for the model than out-of-distribution data; 0.5 is "
-    "chance, below it the model prefers the latter.",
-    "± is one standard error of the metric, at one seed of training: how much another seed of training "
-    "would move a number is not in it.",
+    "log p is the mean over held-out data: «=» exact, «≥» a lower bound in expectation, «≈» an "
+    "estimate. Numbers of unlike kinds are not ranked together, and of two bounds the lower may "
+    "be the looser.",
+    "MMD² is 0 and C2ST 0.5 where samples cannot be told from held-out data. The row (train data) "
+    "is the floor: real data against real data.",
+    "AUROC: how often held-out data are more typical for the model than out-of-distribution data; "
+    "0.5 is chance, below it the model prefers the latter.",
+    "± is one standard error of the metric, at one seed of training: how much another seed of "
+    "training would move a number is not in it.",
     "Seconds depend on the machine and on what else it did.",
 ]
 
@@ -46,15 +47,16 @@ def compare(
 ) -> Scorecard:
     """Fits the models that are not fitted, and measures them all in the same way.
 
-    Each stage of each model starts from the same seed, so that a row does not depend on the other rows. A
-    stage that raises is named in the model's row, and the rest goes on.
+    Each stage of each model starts from the same seed, so that a row does not depend on the other
+    rows. A stage that raises is named in the model's row, and the rest goes on.
 
     Args:
         models: Models by name.
         train: What to fit to, with shape ``(n, *event)``.
         test: Held-out data, with shape ``(m, *event)``.
         ood: Sets out of distribution by name, each with shape ``(k, *event)``.
-        num_samples: How many samples to draw from each model; twice the held-out data unless given.
+        num_samples: How many samples to draw from each model; twice the held-out data unless
+            given.
         seed: The seed of training, sampling and metrics.
         progress: Whether to show progress bars.
 
@@ -62,8 +64,8 @@ def compare(
         The scorecard, with a reference row of training data in place of samples.
 
     Raises:
-        ValueError: If there is no model, ``num_samples`` is below 5, or the shapes of the data differ or
-            values are not finite.
+        ValueError: If there is no model, ``num_samples`` is below 5, or the shapes of the data
+            differ or values are not finite.
 
     Example:
         >>> from pyro_ebm.zoo import VAE, Training
@@ -84,7 +86,7 @@ def compare(
         "training points": len(train),
         "held-out points": len(test),
         "event shape": tuple(train.shape[1:]),
-        "out of distribution": ", ".join(f"{name} ({len(x)})" for name, x in ood.items()) or "none",
+        "out of distribution": ", ".join(f"{k} ({len(x)})" for k, x in ood.items()) or "none",
         "samples of each model": num_samples,
         "MMD bandwidth (units of x)": _bandwidth(test),
         "seed": seed,
@@ -92,7 +94,9 @@ def compare(
     }
     reference = Row(REFERENCE)
     bench = _Bench(test, ood, protocol["MMD bandwidth (units of x)"], seed)
-    bench.against_test(reference, bench.seeded(lambda: train[torch.randperm(len(train))[:num_samples]]))
+    bench.against_test(
+        reference, bench.seeded(lambda: train[torch.randperm(len(train))[:num_samples]])
+    )
     card = Scorecard([reference], protocol, list(CAVEATS))
     samples, scores = {}, {}
     for name, model in models.items():
@@ -135,7 +139,7 @@ class _Bench:
     def _stage(self, row: Row, stage: str, work: Callable[[], None]) -> bool:
         try:
             self.seeded(work)
-        except Exception as error:  # noqa: BLE001 - a model may fail in any way; its row says which
+        except Exception as error:  # noqa: BLE001 - it may fail in any way
             row.errors.append(f"{stage} failed: {type(error).__name__}: {error}")
             return False
         return True
@@ -215,6 +219,6 @@ def _chain_traces(mcmc: MCMC) -> object:
     for site, values in mcmc.get_samples(group_by_chain=True).items():
         flat = values.flatten(2) if values.dim() > 2 else values.unsqueeze(-1)
         for i in flat.flatten(0, 1).var(0).topk(min(3, flat.shape[-1])).indices.tolist():
-            index = torch.unravel_index(torch.tensor(i), values.shape[2:]) if values.dim() > 2 else ()
+            index = torch.unravel_index(torch.tensor(i), values.shape[2:] or (1,))
             draws[f"{site}[{','.join(str(int(j)) for j in index)}]"] = flat[..., i]
     return traces(draws)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 __all__ = ["bulk_ess", "nested_r_hat", "split_r_hat"]
 
+import math
+
 import torch
-from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 
@@ -50,8 +51,8 @@ def split_r_hat(draws: Tensor) -> Tensor:
 def bulk_ess(draws: Tensor) -> Tensor:
     r"""Bulk effective sample size: how many independent draws these are worth for a mean.
 
-    Rank-normalised, over split chains; Geyer's initial monotone sequence, as in
-    ``pyro.ops.stats``.
+    Rank-normalised, over split chains; Geyer's initial monotone sequence, cut as in Stan and ArviZ
+    (that of ``pyro.ops.stats`` turns negative for antithetic chains, which good HMC makes).
 
     References:
         | Rank-normalization, folding, and localization (Vehtari et al., 2021),
@@ -73,8 +74,7 @@ def bulk_ess(draws: Tensor) -> Tensor:
         return torch.full(draws.shape[2:], torch.nan, device=draws.device)
     ranks = _normal_ranks(_split(draws.double()))
     known = ranks.isfinite().flatten(0, 1).all(0)
-    ess = effective_sample_size(ranks.nan_to_num(), chain_dim=0, sample_dim=1)
-    return torch.where(known, ess, torch.nan)
+    return torch.where(known, _effective_sample_size(ranks), torch.nan)
 
 
 def nested_r_hat(draws: Tensor, num_superchains: int) -> Tensor:
@@ -153,3 +153,22 @@ def _r_hat(x: Tensor) -> Tensor:
     between = x.mean(1).var(0)
     within = x.var(1).mean(0)
     return ((n - 1) / n + between / within).sqrt()
+
+
+def _effective_sample_size(x: Tensor) -> Tensor:
+    """Geyer's initial monotone sequence over chains ``(C, N, *event)``, cut as by ArviZ."""
+    num_chains, n = x.shape[:2]
+    spectrum = torch.fft.rfft(x - x.mean(1, keepdim=True), n=2 * n, dim=1)
+    covariance = torch.fft.irfft(spectrum.abs().square(), n=2 * n, dim=1)[:, :n].mean(0) / n
+    within = covariance[0] * n / (n - 1)
+    variance = covariance[0] + (x.mean(1).var(0) if num_chains > 1 else 0.0)
+    rho = 1 - (within - covariance) / variance
+    rho[0] = 1.0
+    num_pairs = max(1, (n - 1) // 2)
+    even = rho[: 2 * num_pairs : 2]
+    pairs = even + rho[1 : 2 * num_pairs : 2]
+    cut = (pairs > 0).long().cumprod(0).sum(0).clamp(max=num_pairs - 1)
+    kept = torch.arange(num_pairs, device=x.device).reshape(-1, *[1] * cut.dim()) < cut
+    total = torch.where(kept, pairs.cummin(0).values, 0.0).sum(0)
+    tau = 2 * total - 1 + even.gather(0, cut.unsqueeze(0)).squeeze(0).clamp(min=0)
+    return num_chains * n / tau.clamp(min=1 / math.log10(num_chains * n))

@@ -1,8 +1,9 @@
 """Figures of samples, scores, training, chains and landscapes.
 
-Each function returns a ``matplotlib.figure.Figure`` that belongs to nobody: no window opens, no global
-state of pyplot is touched, and ``figure.savefig(path)`` works without a display. Lines differ by dash as
-well as by shade, so that they can be told apart in print. Matplotlib is imported when a figure is drawn.
+Each function returns a ``matplotlib.figure.Figure`` that belongs to nobody: no window opens, no
+global state of pyplot is touched, and ``figure.savefig(path)`` works without a display. Lines
+differ by dash as well as by shade, so that they can be told apart in print. Matplotlib is imported
+when a figure is drawn.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +37,8 @@ def sample_grids(samples: Mapping[str, Tensor], rows: int = 8, columns: int = 6)
     """Draws samples side by side: images in a grid, points of the plane as dots.
 
     Args:
-        samples: Points by title, of one event shape: ``(n, channels, height, width)`` with one or three
-            channels, or ``(n, 2)``. The first are shown.
+        samples: Points by title, of one event shape: ``(n, channels, height, width)`` with one or
+            three channels, or ``(n, 2)``. The first are shown.
         rows: The number of rows of each grid.
         columns: The number of columns of each grid.
 
@@ -74,13 +76,13 @@ def sample_grids(samples: Mapping[str, Tensor], rows: int = 8, columns: int = 6)
 
 
 def _tile(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Lays images ``(n, channels, h, w)`` out as one ``(rows * h, columns * w, channels)``."""
-    _, channels, h, w = x.shape
-    sheet = x.new_full((rows * columns, channels, h, w), x.min().item())
-    x = x[: rows * columns]
-    sheet[: len(x)] = x
+    """Lays images ``(n, channels, h, w)`` out on one sheet, a pixel apart."""
+    gap = functional.pad(x[: rows * columns], (0, 1, 0, 1), value=math.inf)
+    _, channels, h, w = gap.shape
+    sheet = x.new_full((rows * columns, channels, h, w), math.inf)
+    sheet[: len(gap)] = gap
     sheet = sheet.reshape(rows, columns, channels, h, w).permute(0, 3, 1, 4, 2)
-    return sheet.reshape(rows * h, columns * w, channels)
+    return sheet.reshape(rows * h, columns * w, channels)[:-1, :-1]
 
 
 def histograms(
@@ -155,7 +157,8 @@ def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> F
 
 def _clip(ax: Axes, mean: list[float]) -> None:
     """Shows the bulk of a curve, not its first spikes."""
-    low, high = torch.quantile(torch.tensor(mean).double(), torch.tensor([0.01, 0.98]).double()).tolist()
+    ends = torch.tensor([0.01, 0.98], dtype=torch.float64)
+    low, high = torch.quantile(torch.tensor(mean, dtype=torch.float64), ends).tolist()
     margin = 0.3 * (high - low) or 1.0
     ax.set_ylim(low - margin, high + margin)
 
@@ -178,8 +181,8 @@ def traces(draws: Mapping[str, Tensor], num_chains: int = 4) -> Figure:
     for name, values in draws.items():
         if values.dim() != 2:
             raise ValueError(
-                f"draws['{name}'] must have shape (chain, draw), got {tuple(values.shape)}; pass one "
-                "coordinate at a time"
+                f"draws['{name}'] must have shape (chain, draw), got {tuple(values.shape)}; "
+                "pass one coordinate at a time"
             )
     figure, axes = _panels(len(draws), width=7.0, height=1.5, columns=1)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):

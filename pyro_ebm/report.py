@@ -95,7 +95,9 @@ def _list(protocol: Mapping[str, object]) -> str:
 
 def _figure(name: str, content: bytes | str) -> str:
     if isinstance(content, str):
-        return f'<p class="error">The figure {escape(name)} could not be drawn: {escape(content)}</p>'
+        return (
+            f'<p class="error">The figure {escape(name)} could not be drawn: {escape(content)}</p>'
+        )
     data = base64.b64encode(content).decode("ascii")
     return (
         f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}">'

@@ -84,7 +84,8 @@ class Row:
 class Scorecard:
     """What :func:`pyro_ebm.compare.compare` measured.
 
-    ``str(card)`` is the table. There is no overall rank; :meth:`rankings` ranks likelihoods within a kind.
+    ``str(card)`` is the table. There is no overall rank; :meth:`rankings` ranks likelihoods within
+    a kind.
 
     Example:
         >>> card = Scorecard([Row("a", "exact", Estimate(-1.25, 0.03)), Row("b", "none")])
@@ -106,13 +107,15 @@ class Scorecard:
         for row in self.rows:
             if row.model == model:
                 return row
-        raise KeyError(f"no row {model!r}; there are {', '.join(repr(r.model) for r in self.rows)}")
+        raise KeyError(
+            f"no row {model!r}; there are {', '.join(repr(r.model) for r in self.rows)}"
+        )
 
     def rankings(self) -> dict[Kind, list[str]]:
         """Ranks the models by log-likelihood, best first, each kind on its own.
 
-        A bound may lie far below what it bounds, so that it neither beats nor loses to an exact value;
-        and one bound may be looser than another.
+        A bound may lie far below what it bounds, so that it neither beats nor loses to an exact
+        value; and one bound may be looser than another.
         """
         kinds = dict.fromkeys(row.kind for row in self.rows if row.log_prob is not None)
         return {
@@ -164,7 +167,7 @@ class Scorecard:
             try:
                 drawn[name] = _png(draw())
                 (directory / f"{name}.png").write_bytes(drawn[name])
-            except Exception as error:  # noqa: BLE001 - whatever a figure does, the table must stand
+            except Exception as error:  # noqa: BLE001 - the table must stand
                 drawn[name] = f"{type(error).__name__}: {error}"
         report = directory / "report.html"
         errors = [f"{row.model}: {error}" for row in self.rows for error in row.errors]
@@ -183,7 +186,7 @@ class Scorecard:
         return out.getvalue()
 
     def to_json(self) -> str:
-        """Returns rows, protocol and caveats; an estimate is a pair of value and standard error."""
+        """Returns rows, protocol and caveats; an estimate is a pair: value, standard error."""
         rows = [_finite(asdict(row)) for row in self.rows]
         content = {"rows": rows, "protocol": self.protocol, "caveats": self.caveats}
         return json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"

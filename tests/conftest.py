@@ -1,4 +1,4 @@
-"""What every test begins with: float64, one thread, a fixed seed, no parameters of another test."""
+"""What every test begins with: float64, one thread, a fixed seed, no parameters of others."""
 
 import pyro
 import pytest

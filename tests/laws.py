@@ -1,14 +1,17 @@
 """What the laws are asserted with: each gate is the standard error of the estimate itself."""
 
+import functools
 import math
 
 import torch
+
+from pyro_ebm.energies import Laplace
 
 NUM_SIGMAS = 5
 """How many standard errors a right estimate may be off: one false alarm in two million."""
 
 FAILURE_RATE = 2e-5
-"""The probability at which a goodness-of-fit test rejects the right law, as in Pyro's own tests."""
+"""How often a goodness-of-fit test may reject the right law, as in Pyro's own tests."""
 
 
 def assert_close(estimate, truth, standard_error):
@@ -50,9 +53,35 @@ def assert_same_law(x, y):
     _assert_plausible((below_x - below_y).abs().max().item(), len(x) * len(y) / (len(x) + len(y)))
 
 
+def points(energy, *batch):
+    """Draws points ``(*batch, *event)`` anywhere, to evaluate an energy at."""
+    return torch.randn((*batch, *energy.event_shape))
+
+
+def quadrature(energy, num_sds=80.0):
+    """Returns points on a grid around the samples, the logs of Simpson's weights, and the axes.
+
+    The centre, where Laplace's density has its kink, is a node; elsewhere the rule is exact to
+    rounding.
+    """
+    draws = energy.sample(4000).reshape(4000, -1)
+    dim = draws.shape[1]
+    n = 200_000 if dim == 1 else 1400
+    centre = energy.loc.reshape(-1) if isinstance(energy, Laplace) else draws.mean(0)
+    steps = num_sds * draws.std(0) / n
+    weights = torch.ones(n + 1)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    axes = [c + s * torch.arange(-n // 2, n // 2 + 1) for c, s in zip(centre, steps, strict=True)]
+    x = torch.cartesian_prod(*axes).reshape(-1, *energy.event_shape)
+    log_weights = [(weights * s / 3).log() for s in steps]
+    return x, functools.reduce(lambda a, b: (a[:, None] + b).reshape(-1), log_weights), axes
+
+
 def _assert_plausible(distance, n):
-    """Gates a Kolmogorov-Smirnov distance by its asymptotic law, with Stephens's correction for n."""
+    """Gates a Kolmogorov-Smirnov distance by its asymptotic law, corrected for n by Stephens."""
     root = math.sqrt(n)
     x = (root + 0.12 + 0.11 / root) * distance
     p_value = min(1.0, 2 * math.exp(-2 * x * x))  # the first term bounds the alternating series
-    assert p_value > FAILURE_RATE, f"distance {distance:.4f} of {n:.0f} draws has p = {p_value:.1e}"
+    assert p_value > FAILURE_RATE, (
+        f"distance {distance:.4f} of {n:.0f} draws has p = {p_value:.1e}"
+    )

@@ -230,7 +230,9 @@ def test_approximate_draws_keep_a_condition_per_place_in_the_batch():
         (lambda: ebm.Boltzmann(DoubleWell(), temperature=0.0), "temperature must be positive"),
         (lambda: ebm.Boltzmann(MLP((2,))).log_z, "estimate it with pyro_ebm.logz"),
         (
-            lambda: ebm.Boltzmann(lambda x: x[..., :1], event_shape=(2,)).log_prob(torch.ones(5, 2)),
+            lambda: ebm.Boltzmann(lambda x: x[..., :1], event_shape=(2,)).log_prob(
+                torch.ones(5, 2)
+            ),
             r"shape \(5, 2\) to shape \(5,\), one number of nats per point, got \(5, 1\)",
         ),
         (

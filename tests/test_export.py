@@ -45,8 +45,12 @@ def groups(idata):
 
 def test_every_group_is_there():
     assert groups(ebm.to_arviz(run())) == {
-        "posterior", "sample_stats", "warmup_posterior", "warmup_sample_stats", "observed_data"
-    }  # fmt: skip
+        "posterior",
+        "sample_stats",
+        "warmup_posterior",
+        "warmup_sample_stats",
+        "observed_data",
+    }
     assert "warmup_posterior" not in groups(ebm.to_arviz(run(), save_warmup=False))
 
 
@@ -66,8 +70,14 @@ def test_sample_stats_have_arvizs_names_and_the_right_sign():
     mcmc = run()
     stats = dataset(ebm.to_arviz(mcmc), "sample_stats")
     assert set(stats.data_vars) == {
-        "lp", "acceptance_rate", "accepted", "diverging", "step_size", "n_steps", "energy"
-    }  # fmt: skip
+        "lp",
+        "acceptance_rate",
+        "accepted",
+        "diverging",
+        "step_size",
+        "n_steps",
+        "energy",
+    }
     assert stats["diverging"].dtype == bool
     assert (stats["energy"] >= -stats["lp"]).all()
     assert "energy" not in dataset(ebm.to_arviz(run(MALA)), "sample_stats")
@@ -169,8 +179,11 @@ def test_a_model_with_python_branches_is_replayed_draw_by_draw():
 
 def test_odd_dtypes_are_exported():
     mcmc = ebm.MCMC(
-        MALA(potential_fn=lambda p: p["a"].square().sum()), 5, 5, disable_progbar=True,
+        MALA(potential_fn=lambda p: p["a"].square().sum()),
+        5,
+        5,
+        disable_progbar=True,
         initial_params={"a": torch.zeros(4, 2, dtype=torch.bfloat16)},
-    )  # fmt: skip
+    )
     mcmc.run()
     assert dataset(ebm.to_arviz(mcmc), "posterior")["a"].dtype == "float32"

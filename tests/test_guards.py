@@ -37,7 +37,9 @@ def test_a_plain_elbo_on_a_learnable_site_warns(registered):
         pyro.module("energy", energy)
         model(x)
 
-    with pytest.warns(UserWarning, match="site 'x' has an unnormalised, learnable energy") as caught:
+    with pytest.warns(
+        UserWarning, match="site 'x' has an unnormalised, learnable energy"
+    ) as caught:
         step(registering if registered else model)
     assert "loss=pyro_ebm.objectives.PersistentCD" in str(caught[0].message)
 
@@ -46,7 +48,9 @@ def test_a_plain_elbo_on_a_learnable_closure_warns():
     def model(x):
         b = pyro.param("b", tensor(1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", ebm.Boltzmann(lambda x: b * x.square().sum(-1), event_shape=(2,)), obs=x)
+            pyro.sample(
+                "x", ebm.Boltzmann(lambda x: b * x.square().sum(-1), event_shape=(2,)), obs=x
+            )
 
     with pytest.warns(UserWarning, match="site 'x' has an unnormalised, learnable energy"):
         step(model)
@@ -110,8 +114,9 @@ def test_objectives_do_not_warn():
 
 def observed_depends_on_latent():
     b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
-    pyro.sample("x", ebm.Boltzmann(lambda x: b * x.square().sum(-1), event_shape=(2,)),
-                obs=torch.ones(2))  # fmt: skip
+    pyro.sample(
+        "x", ebm.Boltzmann(lambda x: b * x.square().sum(-1), event_shape=(2,)), obs=torch.ones(2)
+    )
 
 
 def latent_depends_on_latent():
@@ -140,7 +145,9 @@ DRIVERS = {
     [observed_depends_on_latent, latent_depends_on_latent, trained_energy_depends_on_latent],
 )
 def test_mcmc_over_what_log_z_depends_on_is_refused(model, driver):
-    with pytest.raises(ValueError, match=r"energy of site 'x' depends on latent site\(s\) 'b'") as e:
+    with pytest.raises(
+        ValueError, match=r"energy of site 'x' depends on latent site\(s\) 'b'"
+    ) as e:
         DRIVERS[driver](model)
     assert "log_z=" in str(e.value)
     assert "energy_factor" in str(e.value)
@@ -199,7 +206,11 @@ def test_layers_in_train_mode_are_refused(layer, where):
 
 
 BROKEN = {
-    "shape": (lambda x: x[..., :1].square(), r"to shape \(\d,\), one number of nats per point, got"),
+    "shape": (
+        lambda x: x[..., :1].square(),
+        r"to shape \(\d,\), one number of nats per point, "
+        "got",
+    ),
     "dtype": (lambda x: x.square().sum(-1).float(), "must keep dtype and device of x"),
     "detached": (lambda x: x.detach().square().sum(-1), "not differentiable in x"),
 }

@@ -36,9 +36,12 @@ def test_recovers_the_moments_of_a_skewed_target_after_warmup(kernel, target):
     energy = SKEWED[target]()
     potential_start = energy.sample(300).reshape(300, *energy.event_shape)
     mcmc = quiet(
-        KERNELS[kernel](ebm.Boltzmann(energy)), 60, 100, num_chains=300,
+        KERNELS[kernel](ebm.Boltzmann(energy)),
+        60,
+        100,
+        num_chains=300,
         initial_params={"x": potential_start},
-    )  # fmt: skip
+    )
     mcmc.run()
     draws = mcmc.get_samples(group_by_chain=True)["x"]
     assert draws.shape == (300, 60, *energy.event_shape)
@@ -79,16 +82,23 @@ def test_pyros_driver_gets_constrained_draws_of_a_model():
     mcmc.run(tensor(1.0))
     draws = mcmc.get_samples()
     assert {name: tuple(v.shape) for name, v in draws.items()} == {
-        "effect": (30, 3), "loc": (30,), "scale": (30,)
-    }  # fmt: skip
+        "effect": (30, 3),
+        "loc": (30,),
+        "scale": (30,),
+    }
     assert (draws["scale"] > 0).all()
     mcmc.summary()
 
 
 def test_pyros_driver_starts_where_it_is_told():
     kernel = ULA(potential_fn=lambda p: 0.5 * p["a"].square().sum(), step_size=1e-12)
-    mcmc = PyroMCMC(kernel, num_samples=2, warmup_steps=0, initial_params={"a": tensor([5.0, 7.0])},
-                    disable_progbar=True)  # fmt: skip
+    mcmc = PyroMCMC(
+        kernel,
+        num_samples=2,
+        warmup_steps=0,
+        initial_params={"a": tensor([5.0, 7.0])},
+        disable_progbar=True,
+    )
     mcmc.run()
     assert_close(mcmc.get_samples()["a"], tensor([[5.0, 7.0]] * 2), torch.full((2, 2), 1e-4))
 
@@ -116,8 +126,10 @@ def test_has_pyros_face():
     mcmc.run(tensor(1.0))
     draws = mcmc.get_samples()
     assert {name: tuple(v.shape) for name, v in draws.items()} == {
-        "effect": (240, 3), "loc": (240,), "scale": (240,)
-    }  # fmt: skip
+        "effect": (240, 3),
+        "loc": (240,),
+        "scale": (240,),
+    }
     assert mcmc.get_samples(group_by_chain=True)["effect"].shape == (12, 20, 3)
     assert mcmc.get_samples(num_samples=7)["effect"].shape == (7, 3)
     assert mcmc.get_warmup()["scale"].shape == (12, 15)
@@ -143,7 +155,13 @@ def test_statistics_are_those_of_the_draws():
 def test_a_kernel_without_momentum_reports_no_energy():
     mcmc = quiet(MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 5, 5)
     mcmc.run()
-    assert set(mcmc.sample_stats) == {"lp", "step_size", "diverging", "acceptance_rate", "accepted"}
+    assert set(mcmc.sample_stats) == {
+        "lp",
+        "step_size",
+        "diverging",
+        "acceptance_rate",
+        "accepted",
+    }
     mcmc = quiet(ULA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)), step_size=0.1), 5, 5)
     mcmc.run()
     assert set(mcmc.sample_stats) == {"lp", "step_size", "diverging"}
@@ -170,8 +188,13 @@ def test_superchains_start_at_one_point_each():
 
 
 def test_nested_r_hat_passes_many_short_mixed_chains():
-    mcmc = quiet(MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 5, 100, num_chains=512,
-                 num_superchains=16)  # fmt: skip
+    mcmc = quiet(
+        MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))),
+        5,
+        100,
+        num_chains=512,
+        num_superchains=16,
+    )
     mcmc.run()
     assert mcmc.diagnostics()["x"]["nested_r_hat"].max() < 1.02
 

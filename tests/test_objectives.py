@@ -83,7 +83,8 @@ def test_dsm_converges_to_the_law_of_the_noisy_data():
 
 
 def test_dsm_has_the_closed_form_gradient():
-    # J = sigma^2/2 E|-lambda (x + sigma xi) + xi/sigma|^2 has dJ/dlambda = sigma^2 (lambda (v + s2) - 1)
+    # J = sigma^2 E|-lambda (x + sigma xi) + xi/sigma|^2 / 2 and so, with s2 = sigma^2,
+    # dJ/dlambda = s2 (lambda (v + s2) - 1)
     energy = Quadratic(0.9)
     sigma, variance = 0.7, 2.0
     objective = DenoisingScoreMatching(sigma)
@@ -104,9 +105,12 @@ def test_dsm_learns_the_sign_of_a_skewed_energy():
     target.run()
     x = target.get_samples()["x"]
     objective = DenoisingScoreMatching(0.05)
-    at_truth = torch.autograd.grad(-objective.surrogate(ebm.Boltzmann(truth), x).mean(), truth.weights)
-    elsewhere = torch.autograd.grad(-objective.surrogate(ebm.Boltzmann(energy), x).mean(),
-                                    energy.weights)  # fmt: skip
+    at_truth = torch.autograd.grad(
+        -objective.surrogate(ebm.Boltzmann(truth), x).mean(), truth.weights
+    )
+    elsewhere = torch.autograd.grad(
+        -objective.surrogate(ebm.Boltzmann(energy), x).mean(), energy.weights
+    )
     assert at_truth[0].norm() < 0.2 * elsewhere[0].norm()
     step = energy.weights.detach() - truth.weights.detach()
     assert (elsewhere[0] * step).sum() > 0  # downhill leads to the truth
@@ -200,7 +204,9 @@ OBJECTIVES = {
 def test_registers_an_energy_that_the_model_did_not(objective):
     energy = MLP((2,), (8,))
     before = [p.detach().clone() for p in energy.parameters()]
-    svi = SVI(model_of(energy), ebm.no_guide, pyro.optim.Adam({"lr": 0.01}), OBJECTIVES[objective]())
+    svi = SVI(
+        model_of(energy), ebm.no_guide, pyro.optim.Adam({"lr": 0.01}), OBJECTIVES[objective]()
+    )
     svi.step(torch.randn(20, 2))
     assert any(name.startswith("x.energy$$$") for name in pyro.get_param_store())
     moved = [not torch.equal(a, b) for a, b in zip(before, energy.parameters(), strict=True)]
@@ -248,7 +254,9 @@ def test_to_event_plates_and_masks_reach_the_surrogate():
     energy = Quadratic(1.0)
     x = torch.randn(6, 4)
     mask = tensor([True, False, True, True])
-    objective = ContrastiveDivergence(ULA(step_size=1e-12))  # negatives are the data: zero surrogate
+    objective = ContrastiveDivergence(
+        ULA(step_size=1e-12)
+    )  # negatives are the data: zero surrogate
 
     def model(x):
         with pyro.plate("rows", 6), poutine.mask(mask=tensor([True, False] * 3)):
@@ -280,8 +288,7 @@ def test_leaves_normalized_and_ordinary_sites_to_the_elbo():
 
 
 def test_an_energy_prior_with_a_guide_learns_both():
-    """z ~ exp(-lambda z^2 / 2), x | z ~ N(z, 1): the marginal N(0, 1 + 1/lambda) must be learned."""
-    torch.set_default_dtype(torch.float64)
+    """z ~ exp(-lambda z^2 / 2), x | z ~ N(z, 1): N(0, 1 + 1/lambda) must be learned."""
     variance = 3.0  # so lambda = 1/2, and the exact posterior is N(2x/3, 2/3)
     energy = Quadratic(1.0)
     x = math.sqrt(variance) * torch.randn(4000)
@@ -309,9 +316,16 @@ def test_an_energy_prior_with_a_guide_learns_both():
         optimizer.step()
         if i >= 600:
             store = pyro.get_param_store()
-            tail.append(torch.stack([energy.precision.detach(), store["slope"].detach(),
-                                     store["scale"].detach() ** 2]))  # fmt: skip
-    # The spread of the last iterates is strongly dependent: two independent values are conservative.
+            tail.append(
+                torch.stack(
+                    [
+                        energy.precision.detach(),
+                        store["slope"].detach(),
+                        store["scale"].detach() ** 2,
+                    ]
+                )
+            )
+    # The last iterates depend on one another: their spread, undivided, is a safe error.
     spread = torch.stack(tail)
     assert_close(spread.mean(0), tensor([0.5, 2 / 3, 2 / 3]), spread.std(0) + 0.004)
 
@@ -512,7 +526,10 @@ def test_is_repeatable_from_a_seed(objective):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda o, p: o.surrogate(p, torch.full((3, 2), torch.nan)), "data of site 'x'.*not finite"),
+        (
+            lambda o, p: o.surrogate(p, torch.full((3, 2), torch.nan)),
+            "data of site 'x'.*not finite",
+        ),
         (lambda o, p: o.surrogate(p, torch.empty(0, 2)), "data of site 'x'.*empty"),
     ],
 )
@@ -525,7 +542,10 @@ def test_refuses_bad_data(objective, use, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ContrastiveDivergence(MALA(), num_steps=0), "num_steps must be at least 1, got 0"),
+        (
+            lambda: ContrastiveDivergence(MALA(), num_steps=0),
+            "num_steps must be at least 1, got 0",
+        ),
         (lambda: PersistentCD(MALA(), num_chains=0), "num_chains must be at least 1, got 0"),
         (lambda: PersistentCD(MALA(), 5, reinit_prob=1.5), "reinit_prob must be between 0 and 1"),
         (lambda: DenoisingScoreMatching(0.0), "sigma must be positive, got 0.0"),

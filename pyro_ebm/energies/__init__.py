@@ -1,7 +1,8 @@
 """Energies: what is known of a distribution up to its normaliser."""
 
-from .analytic import Banana, DoubleWell, Funnel, Gaussian, GaussianMixture, Laplace, TwoModes
-from .base import Energy, Mixture, Scaled, Sum, mixture
+from .analytic import Gaussian, GaussianMixture, Laplace
+from .base import Energy, Mixture, Scaled, Sum, Tempered, mixture
+from .landscapes import Banana, DoubleWell, Funnel, TwoModes
 from .neural import MLP, Conv
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Mixture",
     "Scaled",
     "Sum",
+    "Tempered",
     "TwoModes",
     "mixture",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "Mixture",
     "Scaled",
     "Sum",
+    "Tempered",
     "check_energy",
     "mixture",
     "module_of",
@@ -135,16 +136,16 @@ class Energy(nn.Module):
     def __radd__(self, other: Callable[[Tensor], Tensor] | int) -> Energy:
         return self if other == 0 else Sum([other, self])
 
-    def __sub__(self, other: Energy) -> Sum:
-        return Sum([self, Scaled(other, -1.0)])
+    def __sub__(self, other: Callable[[Tensor], Tensor]) -> Sum:
+        return Sum([self, Scaled(_as_energy(other, self), -1.0)])
 
     def __mul__(self, weight: float | Tensor) -> Scaled:
         return Scaled(self, weight)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, temperature: float | Tensor) -> Scaled:
-        return Scaled(self, 1.0 / temperature)
+    def __truediv__(self, temperature: float | Tensor) -> Tempered:
+        return Tempered(self, temperature)
 
 
 class Sum(Energy):
@@ -169,21 +170,45 @@ class Sum(Energy):
     def __init__(self, terms: Sequence[Callable[[Tensor], Tensor]]) -> None:
         known = _agreeing([term for term in terms if isinstance(term, Energy)])
         super().__init__(known.event_shape, known.support)
-        self.terms = list(terms)
-        self.modules_of_terms = nn.ModuleList(t for t in terms if isinstance(t, nn.Module))
+        self.terms = nn.ModuleList(_as_energy(term, known) for term in terms)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return sum(term(x) for term in self.terms)
 
 
 class Scaled(Energy):
-    r"""A weighted or tempered energy.
+    r"""A weighted energy.
 
     .. math:: E(x) = w \, E_1(x)
 
     Args:
         energy: The energy :math:`E_1`.
-        weight: The weight :math:`w`, a number, a 0-d tensor or a Parameter; :math:`1/T` tempers.
+        weight: The weight :math:`w`, a number, a 0-d tensor or a Parameter.
+
+    Example:
+        >>> from pyro_ebm.energies import Gaussian
+        >>> twice = 2.0 * Gaussian(torch.zeros(1), 1.0)
+        >>> twice(torch.tensor([2.0]))
+        tensor(4.)
+    """
+
+    def __init__(self, energy: Energy, weight: float | Tensor) -> None:
+        super().__init__(energy.event_shape, energy.support)
+        self.energy = energy
+        self.constant("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.weight.to(x.dtype) * self.energy(x)
+
+
+class Tempered(Energy):
+    r"""An energy at another temperature.
+
+    .. math:: E(x) = E_1(x) / T
+
+    Args:
+        energy: The energy :math:`E_1`.
+        temperature: The temperature :math:`T`, a number, a 0-d tensor or a Parameter.
 
     Example:
         >>> from pyro_ebm.energies import Gaussian
@@ -192,13 +217,29 @@ class Scaled(Energy):
         tensor(0.5000)
     """
 
-    def __init__(self, energy: Energy, weight: float | Tensor) -> None:
+    def __init__(self, energy: Energy, temperature: float | Tensor) -> None:
         super().__init__(energy.event_shape, energy.support)
         self.energy = energy
-        self.weight = weight
+        self.constant("temperature", temperature)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.weight * self.energy(x)
+        return self.energy(x) / self.temperature.to(x.dtype)
+
+
+class _Plain(Energy):
+    """A plain callable, and the module behind it if there is one, as an energy."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], like: Energy) -> None:
+        super().__init__(like.event_shape, like.support)
+        self.module = module_of(fn)
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x)
+
+
+def _as_energy(fn: Callable[[Tensor], Tensor], like: Energy) -> Energy:
+    return fn if isinstance(fn, Energy) else _Plain(fn, like)
 
 
 class Mixture(Energy):
@@ -233,7 +274,8 @@ class Mixture(Energy):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         energies = torch.stack([energy(x) for energy in self.energies], dim=-1)
-        return -(self.weights.log() - energies - self._log_z_of_parts()).logsumexp(-1)
+        log_weights = self.weights.log() - self._log_z_of_parts()
+        return -(log_weights.to(energies) - energies).logsumexp(-1)
 
     def log_z(self) -> Tensor:  # noqa: D102
         return self.weights.sum().log() if self.has_log_z else super().log_z()

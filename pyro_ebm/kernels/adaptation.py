@@ -99,6 +99,7 @@ class Adaptation:
         self.metric = kernel.adapt_mass_matrix
         self.warmup_steps = warmup_steps
         self.ends = {max(1, int(part * warmup_steps)) for part in WINDOWS}
+        self.settling = int(WINDOWS[1] * warmup_steps)
         self.tuner = DualAveraging(kernel.step_size, kernel.target_accept_prob)
         self.window = _Moments()
         self.t = 0
@@ -109,7 +110,7 @@ class Adaptation:
         if self.metric:
             self.window.add(state.z, state.grad)
         if self.step_size:
-            self.tuner.update(info.accept_prob.mean().item())
+            self.tuner.update(self._pooled(info.accept_prob))
         if self.metric and self.t in self.ends and self.window.count > 1:
             state = state._replace(scale=self.window.fisher_scale(state.scale))
             self.window = _Moments()
@@ -119,6 +120,12 @@ class Adaptation:
         last = self.t == self.warmup_steps
         step_size = self.tuner.final_step_size if last else self.tuner.step_size
         return state._replace(step_size=torch.full_like(state.step_size, step_size))
+
+    def _pooled(self, accept_prob: Tensor) -> float:
+        """The mean acceptance; at first the harmonic one, which one stuck chain pulls down."""
+        if self.t <= self.settling:
+            return 1 / accept_prob.clamp(min=1e-3).reciprocal().mean().item()
+        return accept_prob.mean().item()
 
 
 class _Moments:

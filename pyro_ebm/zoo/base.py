@@ -1,0 +1,166 @@
+r"""The contract of a generative model: fit, draw, score.
+
+Models differ in what they can say of :math:`\log p(x)`, and a number means nothing without its
+*kind*:
+
+=========== ==========================================================================
+kind        what ``value`` is
+=========== ==========================================================================
+"exact"     :math:`\log p(x)` to machine precision
+"bound"     a lower bound on :math:`\log p(x)`, in expectation
+"estimate"  an estimate of :math:`\log p(x)` that may err to either side
+"none"      nothing: the model has no likelihood that can be computed
+=========== ==========================================================================
+
+Numbers of unlike kinds are never ranked together.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Generative", "Kind", "Likelihood", "check_data"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..mcmc import MCMC
+
+Kind = Literal["exact", "bound", "estimate", "none"]
+
+
+class Likelihood(NamedTuple):
+    """What a model says of the likelihood of some examples, and how far to trust it.
+
+    Example:
+        >>> Likelihood("none").value is None
+        True
+    """
+
+    kind: Kind
+    """What ``value`` is; see :mod:`pyro_ebm.zoo.base`."""
+    value: Tensor | None = None
+    """Nats per example, with shape ``(n,)``; nothing where the kind is "none"."""
+    std_error: Tensor | None = None
+    """The Monte Carlo standard error of each value, with shape ``(n,)``, where there is one."""
+
+
+class Generative(nn.Module, ABC):
+    r"""A model that can be fitted to points, drawn from, and asked how typical a point is.
+
+    Guaranteed of every model: :meth:`fit` moves only the model's own parameters and leaves Pyro's
+    global parameter store alone; training that diverges raises, and is never repaired; methods
+    other than ``fit`` need a fitted model; with one seed (``pyro.set_rng_seed``) they repeat
+    themselves.
+
+    Args:
+        event_shape: The shape of one point.
+
+    Example:
+        >>> class Independent(Generative):
+        ...     def fit(self, x, progress=True):
+        ...         self.law = torch.distributions.Normal(x.mean(0), x.std(0))
+        ...         self.history["loss"] = [-self.law.log_prob(x).flatten(1).sum(1).mean().item()]
+        ...         return self
+        ...     def sample(self, num_samples):
+        ...         return self.law.sample((num_samples,))
+        ...     def log_prob(self, x):
+        ...         return Likelihood("exact", self.law.log_prob(x).flatten(1).sum(1))
+        >>> model = Independent(event_shape=(2,)).fit(torch.randn(100, 2))
+        >>> model.sample(5).shape, model.typicality(torch.zeros(3, 2)).shape
+        (torch.Size([5, 2]), torch.Size([3]))
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.history: dict[str, list[float]] = {}
+        """What was recorded at each step of training, by name; empty before it."""
+        self.mcmc: MCMC | None = None
+        """The chains behind the last draws, where the model draws by chains."""
+
+    @abstractmethod
+    def fit(self, x: Tensor, progress: bool = True) -> Self:
+        """Learns from points.
+
+        Args:
+            x: The points, with shape ``(n, *event)``.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If ``x`` has another event shape, is empty or not finite.
+            RuntimeError: If training diverges.
+        """
+
+    @abstractmethod
+    def sample(self, num_samples: int) -> Tensor:
+        """Draws points, with shape ``(num_samples, *event)``, without a gradient."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Likelihood:
+        """Says what is known of the likelihood of points ``(n, *event)``, and its kind."""
+
+    def typicality(self, x: Tensor) -> Tensor:
+        """Scores how much the model takes points for its own: higher is more so.
+
+        The scale is the model's; only the order of scores of one model means anything.
+
+        Args:
+            x: The points, with shape ``(n, *event)``.
+
+        Returns:
+            The scores, with shape ``(n,)``: the value of :meth:`log_prob` unless the model knows
+            better.
+
+        Raises:
+            NotImplementedError: If the model has neither a likelihood nor a score of its own.
+        """
+        value = self.log_prob(x).value
+        if value is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no likelihood to score by: define typicality(x)"
+            )
+        return value
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether training has come to an end."""
+        return bool(self.history)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of numbers that training moves."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def check_fitted(self) -> None:
+        """Raises a ``RuntimeError`` if the model was not fitted."""
+        if not self.is_fitted:
+            raise RuntimeError(f"this {type(self).__name__} is not fitted; call fit(x) first")
+
+
+def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
+    """Checks points once, at the edge.
+
+    Args:
+        name: The argument.
+        x: The points.
+        event_shape: The shape that each should have.
+
+    Raises:
+        ValueError: If the shape is not ``(n, *event_shape)`` with n at least 2, or a value not
+        finite.
+    """
+    if x.dim() == 0 or x.shape[1:] != torch.Size(event_shape) or len(x) < 2:
+        raise ValueError(
+            f"{name} must have shape (n, {', '.join(map(str, event_shape))}) with n at least 2, "
+            f"got {tuple(x.shape)}; reshape it, or build the model with another event_shape"
+        )
+    bad = int((~x.isfinite()).flatten(1).any(-1).sum())
+    if bad:
+        raise ValueError(f"{name} must be finite, but {bad} of {len(x)} rows are not; drop them")
