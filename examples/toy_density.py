@@ -21,6 +21,7 @@ parser.add_argument("--out", default="report/", help="where to save the picture"
 parser.add_argument("--smoke", action="store_true", help="a run of a few seconds")
 args = parser.parse_args()
 
+torch.set_num_threads(1)  # matrices this small gain nothing from a second thread
 torch.manual_seed(1)
 truth = ebm.energies.Banana(scale=1.5, curvature=0.5)
 data = truth.sample(5_000)

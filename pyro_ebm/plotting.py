@@ -90,7 +90,8 @@ def histograms(
 ) -> Figure:
     """Draws histograms of scores, one panel for each model, one line for each set of points.
 
-    The axis ends at the 1st percentile of the lowest set and the 99th of the highest.
+    The axis shows the first set, and of the others what lies within three times its width on
+    either side; the legend says how much lies beyond.
 
     Args:
         panels: For each panel, scores ``(n,)`` by the name of the set.
@@ -104,23 +105,31 @@ def histograms(
     """
     figure, axes = _panels(len(panels), width=4.0, height=2.8)
     for ax, (title, sets) in zip(axes, panels.items(), strict=False):
-        sets = {name: scores.detach().double().cpu() for name, scores in sets.items()}
-        ends = [torch.quantile(s, s.new_tensor([0.01, 0.99])).tolist() for s in sets.values()]
-        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
-        edges = torch.linspace(low, high if high > low else low + 1, bins + 1).tolist()
+        low, high = _window([scores.detach().double().cpu() for scores in sets.values()])
+        edges = torch.linspace(low, high, bins + 1).tolist()
         for (name, scores), (colour, dash) in zip(sets.items(), cycle(STYLES), strict=False):
+            beyond = ((scores < low) | (scores > high)).double().mean().item()
             ax.hist(
-                scores.clamp(edges[0], edges[-1]).tolist(),
+                scores.tolist(),
                 edges,
-                density=True,
+                weights=[1 / (len(scores) * (edges[1] - edges[0]))] * len(scores),
                 histtype="step",
                 color=colour,
                 linestyle=dash,
-                label=name,
+                label=name if beyond < 0.05 else f"{name} ({beyond:.0%} beyond)",
             )
         ax.set(title=title, xlabel=label, ylabel="density (1/nat)", yticks=[])
         _legend(ax)
     return figure
+
+
+def _window(sets: list[Tensor]) -> tuple[float, float]:
+    """Returns the ends of an axis over the bulk of all sets, but not far from the first."""
+    ends = [torch.quantile(s, s.new_tensor([0.01, 0.99])).tolist() for s in sets]
+    reach = 3 * (ends[0][1] - ends[0][0])
+    low = max(min(end[0] for end in ends), ends[0][0] - reach)
+    high = min(max(end[1] for end in ends), ends[0][1] + reach)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:

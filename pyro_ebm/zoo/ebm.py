@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["EBM"]
 
+import copy
 import math
 
 import pyro
@@ -14,6 +15,7 @@ from typing_extensions import Self
 
 from ..distributions import Boltzmann
 from ..energies.base import Energy
+from ..kernels.base import Kernel
 from ..kernels.langevin import MALA
 from ..mcmc import MCMC
 from ..objectives.base import Objective, no_guide
@@ -37,10 +39,10 @@ class EBM(Generative):
     measure of progress.
 
     **Drawing.** Each draw is the end of a chain of its own, of ``warmup_steps + num_draws`` steps
-    of :class:`~pyro_ebm.kernels.MALA`, which leaves the learned law exactly invariant. Chains
-    start where the persistent chains of training ended, if the objective has any (several start
-    from one where more draws than chains are asked for), else from Gaussian noise with the mean
-    and spread of the data. How far they came from there is for ``mcmc.diagnostics()`` to say.
+    of the sampler, which leaves the learned law exactly invariant. Chains start where the
+    persistent chains of training ended, if the objective has any (several start from one where
+    more draws than chains are asked for), else from Gaussian noise with the mean and spread of the
+    data. How far they came from there is for ``mcmc.diagnostics()`` to say.
 
     ``log_prob`` is of kind "none": log Z is not known. ``typicality`` is :math:`-E(x)`.
 
@@ -49,13 +51,15 @@ class EBM(Generative):
         objective: The objective; persistent contrastive divergence with 256 chains of 20 MALA
             steps unless given.
         training: How to train.
+        sampler: A Metropolis-adjusted kernel without a target, which draws;
+            :class:`~pyro_ebm.kernels.MALA` unless given.
         warmup_steps: For how many steps chains that draw adapt step size and metric.
         num_draws: For how many steps they go on after that; these are kept in ``mcmc``.
 
     Example:
         >>> import pyro_ebm as ebm
         >>> energy = ebm.energies.MLP(event_shape=(2,), hidden_sizes=(16,))
-        >>> model = EBM(energy, training=Training(num_steps=5), warmup_steps=10, num_draws=10)
+        >>> model = EBM(energy, training=Training(num_steps=2), warmup_steps=9, num_draws=9)
         >>> model.fit(torch.randn(100, 2), progress=False).sample(7).shape
         torch.Size([7, 2])
     """
@@ -65,6 +69,7 @@ class EBM(Generative):
         energy: Energy,
         objective: Objective | None = None,
         training: Training | None = None,
+        sampler: Kernel | None = None,
         warmup_steps: int = 200,
         num_draws: int = 200,
     ) -> None:
@@ -76,6 +81,7 @@ class EBM(Generative):
             else objective
         )
         self.training_plan = Training() if training is None else training
+        self.sampler = MALA(step_size=0.01) if sampler is None else sampler
         self.warmup_steps = warmup_steps
         self.num_draws = num_draws
 
@@ -111,9 +117,10 @@ class EBM(Generative):
 
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
-        kernel = getattr(self.objective, "kernel", None)
+        kernel = copy.copy(self.sampler)
+        kernel.target = self.boltzmann
         self.mcmc = MCMC(
-            MALA(self.boltzmann, step_size=0.01 if kernel is None else kernel.step_size),
+            kernel,
             num_samples=self.num_draws,
             warmup_steps=self.warmup_steps,
             num_chains=num_samples,
