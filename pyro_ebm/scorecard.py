@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -166,7 +167,8 @@ class Scorecard:
         for name, draw in self.figures.items():
             try:
                 drawn[name] = _png(draw())
-                (directory / f"{name}.png").write_bytes(drawn[name])
+                file = re.sub(r"[^\w.-]+", "_", name)
+                (directory / f"{file}.png").write_bytes(drawn[name])
             except Exception as error:  # noqa: BLE001 - the table must stand
                 drawn[name] = f"{type(error).__name__}: {error}"
         report = directory / "report.html"

@@ -163,11 +163,11 @@ def test_saved_files_parse_and_a_failing_figure_loses_nothing(card, tmp_path):
     def broken():
         raise OSError("no ink")
 
-    figures = {"broken": broken, **card.figures}
+    figures = {"broken": broken, "a/b c": card.figures["samples"], **card.figures}
     saved = Scorecard(card.rows, card.protocol, card.caveats, figures)
     report = saved.save(tmp_path / "deep" / "report")
     names = {path.name for path in report.parent.iterdir()}
-    assert {"scorecard.csv", "scorecard.json", "report.html", "samples.png"} <= names
+    assert {"scorecard.csv", "scorecard.json", "report.html", "samples.png", "a_b_c.png"} <= names
     assert "broken.png" not in names
 
     with (report.parent / "scorecard.csv").open(encoding="utf-8") as file:
@@ -183,7 +183,7 @@ def test_saved_files_parse_and_a_failing_figure_loses_nothing(card, tmp_path):
     assert not page.open
     assert "no ink" in text
     assert "prefers-color-scheme: dark" in text
-    assert len(page.images) == len(card.figures)
+    assert len(page.images) == 1 + len(card.figures)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert {"right", "shifted", "broken"} <= set(page.cells)
 

@@ -154,7 +154,7 @@ def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
 
     Raises:
         ValueError: If the shape is not ``(n, *event_shape)`` with n at least 2, or a value not
-        finite.
+            finite.
     """
     if x.dim() == 0 or x.shape[1:] != torch.Size(event_shape) or len(x) < 2:
         raise ValueError(
