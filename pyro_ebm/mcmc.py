@@ -16,9 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
+from .engine import Compile
+from .kernels.acceleration import accelerated
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.transition import run, seeded_generator, statistics
+
+WORTH_TRACING = 100
+"""The number of steps below which tracing would take longer than it saves."""
 
 
 class MCMC(AbstractMCMC):
@@ -38,6 +43,10 @@ class MCMC(AbstractMCMC):
             given.
         num_superchains: If given, chains start in that many groups, each at one point, which
             nested R-hat needs; it must divide ``num_chains``.
+        compile: How far to take the step up the rungs of :mod:`pyro_ebm.engine`: ``"auto"`` traces
+            it into a graph, with the same numbers bit for bit; ``True`` also compiles the graph,
+            which costs seconds once and pays for long runs, with the same numbers to rounding;
+            ``False`` does neither. ``mcmc.engine`` says what was reached, and why.
         disable_progbar: Whether to be silent.
 
     Raises:
@@ -63,6 +72,7 @@ class MCMC(AbstractMCMC):
         initial_params: dict[str, Tensor] | None = None,
         *,
         num_superchains: int | None = None,
+        compile: Compile = "auto",
         disable_progbar: bool = False,
     ) -> None:
         warmup_steps = num_samples if warmup_steps is None else warmup_steps
@@ -86,7 +96,9 @@ class MCMC(AbstractMCMC):
         self.warmup_steps = warmup_steps
         self.initial_params = initial_params
         self.num_superchains = num_superchains
+        self.compile = compile
         self.disable_progbar = disable_progbar
+        self.engine = ""
         self.sampling_time = 0.0
 
     @poutine.block
@@ -110,10 +122,18 @@ class MCMC(AbstractMCMC):
         with tqdm(
             total=self.warmup_steps + self.num_samples, disable=self.disable_progbar
         ) as progress:
+            self._accelerate(progress)
             adaptation = Adaptation(self.kernel, self.warmup_steps)
             self._warmup = self._draw(self.warmup_steps, "warmup", progress, adaptation)
             self._draws = self._draw(self.num_samples, "sample", progress, None)
         self.sampling_time = time.perf_counter() - began
+
+    def _accelerate(self, progress: tqdm) -> None:
+        short = self.warmup_steps + self.num_samples < WORTH_TRACING
+        compile = False if self.compile == "auto" and short else self.compile
+        self._running, target, rung = accelerated(self.kernel, self.potential, self.state, compile)
+        self._target, self.engine = target, str(rung)
+        progress.set_postfix_str(rung.rung)
 
     def _start(self) -> Tensor:
         if self.initial_params is not None:
@@ -130,7 +150,7 @@ class MCMC(AbstractMCMC):
         progress.set_description(stage)
         try:
             for state, info in run(
-                self.kernel, self.potential, self.state, num_steps, self.generator, adaptation
+                self._running, self._target, self.state, num_steps, self.generator, adaptation
             ):
                 self.state = state
                 draws.append(state.z, statistics(state, info))

@@ -245,9 +245,10 @@ def auroc(scores_in: Tensor, scores_out: Tensor) -> Estimate:
     n, m = len(s_in), len(s_out)
     area = (below + not_above).sum().item() / (2 * n * m)
 
-    two_in = area / (2 - area)  # P(two in-distribution scores both exceed one outside)
-    two_out = 2 * area**2 / (1 + area)  # P(one in-distribution score exceeds two outside)
-    variance = area * (1 - area) + (n - 1) * (two_in - area**2) + (m - 1) * (two_out - area**2)
+    a = min(max(area, 0.5 / (n * m)), 1 - 0.5 / (n * m))  # half a pair short of certainty
+    two_in = a / (2 - a)  # P(two in-distribution scores both exceed one outside)
+    two_out = 2 * a**2 / (1 + a)  # P(one in-distribution score exceeds two outside)
+    variance = a * (1 - a) + (n - 1) * (two_in - a**2) + (m - 1) * (two_out - a**2)
     return Estimate(area, math.sqrt(max(0.0, variance) / (n * m)))
 
 

@@ -63,6 +63,8 @@ class HMC(Kernel):
         ['acceptance_rate', 'accepted', 'diverging', 'energy', 'lp', 'n_steps', 'step_size']
     """
 
+    branch_free = False
+
     def __init__(
         self,
         model: Model | Boltzmann | None = None,

@@ -2,10 +2,9 @@ r"""Objectives: surrogates for :math:`\log p(x)` whose gradient trains an energy
 
 An objective maps a :class:`~pyro_ebm.Boltzmann` and a value to a tensor of batch shape, the
 *surrogate*: its gradient in the energy's parameters stands in for that of the intractable
-    log-likelihood. Its value is
-nothing to compare or to watch. As a Pyro ELBO, an objective puts the surrogate in the place of
-each learnable unnormalised site of a model and leaves everything else (latents, guides, plates,
-subsampling, masks, the other sites) to the ELBO it wraps.
+log-likelihood. Its value is nothing to compare or to watch. As a Pyro ELBO, an objective puts the
+surrogate in the place of each learnable unnormalised site of a model and leaves everything else
+(latents, guides, plates, subsampling, masks, the other sites) to the ELBO it wraps.
 """
 
 from __future__ import annotations
