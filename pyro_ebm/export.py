@@ -39,9 +39,9 @@ def to_arviz(
     Groups: ``posterior`` (latent and deterministic sites), ``sample_stats`` (``lp``,
     ``acceptance_rate``, ``accepted``, ``diverging``, ``step_size``, ``n_steps``, and ``energy``,
     the Hamiltonian, for kernels with a momentum only), both again with the prefix ``warmup_``,
-    ``observed_data``, and ``log_likelihood`` if asked for. ``lp`` is the log density in unconstrained space up to a
-    constant. Dimensions are named after plates. An unnormalised factor or site is never a
-    log-likelihood: leave-one-out on it would be wrong without a sign.
+    ``observed_data``, and ``log_likelihood`` if asked for. ``lp`` is the log density in
+    unconstrained space up to a constant. Dimensions are named after plates. An unnormalised factor
+    or site is never a log-likelihood: leave-one-out on it would be wrong without a sign.
 
     Args:
         mcmc: A finished run.

@@ -41,6 +41,9 @@ class Kernel(PyroFace):
             or both ``model`` and ``potential_fn`` are given.
     """
 
+    branch_free: bool = True
+    """Whether ``step`` has no Python branch on a value, so that it can be traced whole."""
+
     def __init__(
         self,
         model: Model | Boltzmann | None = None,
