@@ -16,11 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
+from .distributions import Boltzmann
 from .engine import Compile
 from .kernels.acceleration import accelerated
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
+from .kernels.hamiltonian import HMC
 from .kernels.transition import run, seeded_generator, statistics
+from .potential import Model
 
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
@@ -34,8 +37,8 @@ class MCMC(AbstractMCMC):
     makes a run repeatable.
 
     Args:
-        kernel: A kernel with a target: a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
-            ``potential_fn=``.
+        kernel: A kernel with a target (a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
+            ``potential_fn=``), or a target alone: then :class:`~pyro_ebm.kernels.HMC` samples it.
         num_samples: The number of draws to keep, per chain.
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
         num_chains: The number of chains.
@@ -65,7 +68,7 @@ class MCMC(AbstractMCMC):
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | Model | Boltzmann,
         num_samples: int,
         warmup_steps: int | None = None,
         num_chains: int = 4,
@@ -91,6 +94,7 @@ class MCMC(AbstractMCMC):
                     f"initial_params['{name}'] must have num_chains={num_chains} rows, got shape "
                     f"{tuple(value.shape)}"
                 )
+        kernel = kernel if isinstance(kernel, Kernel) else HMC(kernel)
         super().__init__(kernel, num_chains, transforms=None)
         self.num_samples = num_samples
         self.warmup_steps = warmup_steps
@@ -99,6 +103,7 @@ class MCMC(AbstractMCMC):
         self.compile = compile
         self.disable_progbar = disable_progbar
         self.engine = ""
+        self.warmup_time = 0.0
         self.sampling_time = 0.0
 
     @poutine.block
@@ -125,8 +130,9 @@ class MCMC(AbstractMCMC):
             self._accelerate(progress)
             adaptation = Adaptation(self.kernel, self.warmup_steps)
             self._warmup = self._draw(self.warmup_steps, "warmup", progress, adaptation)
+            self.warmup_time = time.perf_counter() - began
             self._draws = self._draw(self.num_samples, "sample", progress, None)
-        self.sampling_time = time.perf_counter() - began
+        self.sampling_time = time.perf_counter() - began - self.warmup_time
 
     def _accelerate(self, progress: tqdm) -> None:
         short = self.warmup_steps + self.num_samples < WORTH_TRACING

@@ -1,5 +1,7 @@
 """What the laws run over: name -> constructor. A new algorithm adds one row here."""
 
+import math
+
 import torch
 from torch import tensor
 
@@ -81,8 +83,37 @@ KERNELS = {
     "ULA": lambda target=None, **kwargs: kernels.ULA(target, step_size=0.05, **kwargs),
     "MALA": lambda target=None, **kwargs: kernels.MALA(target, step_size=0.2, **kwargs),
     "HMC": lambda target=None, **kwargs: kernels.HMC(target, step_size=0.3, num_steps=4, **kwargs),
+    "NUTS": lambda target=None, **kwargs: kernels.NUTS(
+        target, step_size=0.3, max_tree_depth=6, **kwargs
+    ),
+    "RandomWalk": lambda target=None, **kwargs: kernels.RandomWalk(
+        target, step_size=0.8, **kwargs
+    ),
+    "UnderdampedLangevin": lambda target=None, **kwargs: kernels.UnderdampedLangevin(
+        target, step_size=0.2, **kwargs
+    ),
+    "GHMC": lambda target=None, **kwargs: kernels.GHMC(target, step_size=0.5, **kwargs),
+    "MAMS": lambda target=None, **kwargs: kernels.MAMS(target, step_size=0.6, **kwargs),
+    "MCLMC": lambda target=None, **kwargs: kernels.MCLMC(target, step_size=0.3, **kwargs),
 }
 """Kernels with a fixed step size that suits targets of unit scale; warmup may adapt it further."""
 
-METROPOLISED = [name for name in KERNELS if name != "ULA"]
-"""Those that leave their target invariant exactly."""
+UNADJUSTED = {"ULA": 0.02, "UnderdampedLangevin": 0.2, "MCLMC": 0.2}
+"""Those that do not leave their target invariant exactly, and a step size with a small bias."""
+
+METROPOLISED = [name for name in KERNELS if name not in UNADJUSTED]
+"""Those that do."""
+
+MIN_DIM = {"MAMS": 2, "MCLMC": 2}
+"""The smallest dimension of a target that a kernel serves, where it is not 1."""
+
+SKEWED_BY_KERNEL = [
+    (kernel, target)
+    for kernel in METROPOLISED
+    for target in SKEWED
+    if math.prod(SKEWED[target]().event_shape) >= MIN_DIM.get(kernel, 1)
+]
+"""Pairs of an exact kernel and a skewed target that it serves."""
+
+FAR_SIGHTED = [name for name in METROPOLISED if name != "RandomWalk"]
+"""Those that a gradient pulls in from 2,000 standard deviations away within 600 steps."""

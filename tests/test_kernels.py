@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import KERNELS, METROPOLISED, SKEWED
+from cases import KERNELS, METROPOLISED, SKEWED, SKEWED_BY_KERNEL
 from laws import assert_close, assert_follows, assert_mean, assert_same_law
 from torch import tensor
 
@@ -95,8 +95,7 @@ def test_mala_is_hmc_with_one_leapfrog():
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["unit", "scaled"])
-@pytest.mark.parametrize("target", SKEWED)
-@pytest.mark.parametrize("kernel", METROPOLISED)
+@pytest.mark.parametrize(("kernel", "target"), SKEWED_BY_KERNEL)
 def test_leaves_exact_draws_of_a_skewed_target_invariant(kernel, target, scaled):
     energy = SKEWED[target]()
     potential = flat_potential(energy)
@@ -112,7 +111,7 @@ def test_leaves_exact_draws_of_a_skewed_target_invariant(kernel, target, scaled)
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_state_is_never_stale(kernel):
-    energy = SKEWED["double_well_tilted"]()
+    energy = SKEWED["banana"]()
     potential = flat_potential(energy)
     state, _ = move(KERNELS[kernel](), potential, start(energy, 200), 7)
     value, grad = potential.value_and_grad(state.z)
@@ -163,15 +162,20 @@ def test_leapfrog_is_reversible_and_of_second_order():
 @pytest.mark.parametrize("outside", [math.inf, math.nan], ids=["inf", "nan"])
 @pytest.mark.parametrize("kernel", METROPOLISED)
 def test_rejects_and_counts_proposals_without_a_finite_energy(kernel, outside):
-    def half_line(x):
-        return torch.where(x > 0, x, outside).squeeze(-1)
+    def half_plane(x):
+        x, y = x.unbind(-1)
+        return torch.where(x > 0, x + 0.5 * y**2, outside)
 
-    z = torch.empty(8000, 1).exponential_()
-    potential = Potential.of_batch(Boltzmann(half_line, event_shape=(1,)), (8000,), z)
+    z = torch.stack([torch.empty(8000).exponential_(), torch.randn(8000)], dim=-1)
+    potential = Potential.of_batch(Boltzmann(half_plane, event_shape=(2,)), (8000,), z)
     state, info = move(KERNELS[kernel](), potential, z, 10)
     assert_follows(state.z[:, 0], lambda x: 1 - (-x).exp())
     assert info.diverging.any()
-    assert info.accept_prob[info.diverging].eq(0).all()
+    if kernel == "NUTS":  # a mean over the trajectory, the last point of which has none
+        most = 1 - 1 / info.num_steps
+        assert (info.accept_prob <= most)[info.diverging].all()
+    else:
+        assert info.accept_prob[info.diverging].eq(0).all()
 
 
 def test_ula_does_not_step_to_a_non_finite_energy():

@@ -50,6 +50,10 @@ class Info(NamedTuple):
     """The Hamiltonian of the new state, for kernels with a momentum."""
     num_steps: Tensor | None = None
     """The number of leapfrog steps."""
+    tree_depth: Tensor | None = None
+    """How often the trajectory was doubled."""
+    reached_max_treedepth: Tensor | None = None
+    """Whether nothing but the limit on its depth ended the trajectory."""
 
 
 def run(
@@ -97,12 +101,10 @@ def metropolis(
     accept_prob = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0).to(uniform.dtype)
     accepted = uniform < accept_prob
     rows = accepted.unsqueeze(-1)
-    moved = State(
-        torch.where(rows, proposal.z, state.z),
-        torch.where(accepted, proposal.potential, state.potential),
-        torch.where(rows, proposal.grad, state.grad),
-        state.step_size,
-        state.scale,
+    moved = state._replace(
+        z=torch.where(rows, proposal.z, state.z),
+        potential=torch.where(accepted, proposal.potential, state.potential),
+        grad=torch.where(rows, proposal.grad, state.grad),
     )
     return moved, accept_prob, accepted
 
@@ -132,5 +134,7 @@ def statistics(state: State, info: Info) -> dict[str, Tensor]:
         "accepted": info.accepted,
         "energy": info.energy,
         "n_steps": info.num_steps,
+        "tree_depth": info.tree_depth,
+        "reached_max_treedepth": info.reached_max_treedepth,
     }
     return {name: values for name, values in named.items() if values is not None}

@@ -1,0 +1,117 @@
+"""Our samplers against Pyro's NUTS, on the same models, in one process, on one thread.
+
+The measure is effective sample size per second: bulk, of x and of its square, the least over all
+coordinates. «hot» counts the sampling alone, «cold» everything from the model to the last draw, in
+a process that has imported everything. A row whose R-hat is above 1.02 is void, and says so.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import pyro
+import torch
+from pyro.infer import MCMC, NUTS
+
+import pyro_ebm as ebm
+from benchmarks.targets import TARGETS
+from pyro_ebm.diagnostics import bulk_ess, split_r_hat
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def quality(draws):
+    """Returns the least effective sample size of x and x squared, and the largest R-hat."""
+    flat = torch.cat([v.reshape(*v.shape[:2], -1) for v in draws.values()], -1)
+    both = torch.cat([flat, flat.square()], -1)
+    return bulk_ess(both).min().item(), split_r_hat(flat).max().item()
+
+
+def pyro_nuts(model, num_draws):
+    began = time.perf_counter()
+    warm = []
+    mcmc = MCMC(
+        NUTS(model),
+        num_draws,
+        warmup_steps=num_draws,
+        disable_progbar=True,
+        hook_fn=lambda kernel, params, stage, i: (
+            warm.append(time.perf_counter()) if stage == "Sample" and i == 0 else None
+        ),
+    )
+    mcmc.run()
+    ended = time.perf_counter()
+    return mcmc.get_samples(group_by_chain=True), ended - warm[0], ended - began, "one chain"
+
+
+def ours(kernel, num_chains, compile):
+    def run(model, num_draws):
+        began = time.perf_counter()
+        mcmc = ebm.MCMC(
+            kernel(model),
+            num_draws,
+            warmup_steps=num_draws,
+            num_chains=num_chains,
+            compile=compile,
+            disable_progbar=True,
+        )
+        mcmc.run()
+        cold = time.perf_counter() - began
+        return mcmc.get_samples(group_by_chain=True), mcmc.sampling_time, cold, mcmc.engine
+
+    return run
+
+
+SAMPLERS = {
+    "Pyro NUTS": pyro_nuts,
+    "HMC, 64 chains, eager": ours(ebm.kernels.HMC, 64, False),
+    "HMC, 64 chains, graph": ours(ebm.kernels.HMC, 64, "auto"),
+    "HMC, 64 chains, native": ours(ebm.kernels.HMC, 64, True),
+    "HMC, 1,024 chains, native": ours(ebm.kernels.HMC, 1024, True),
+    "MALA, 64 chains, native": ours(ebm.kernels.MALA, 64, True),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=500, help="draws and warmup steps per chain")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for target, model in TARGETS.items():
+        for sampler, run in SAMPLERS.items():
+            for seed in range(args.seeds):
+                pyro.set_rng_seed(seed)
+                draws, hot, cold, engine = run(model, args.draws)
+                ess, r_hat = quality(draws)
+                rows.append(
+                    dict(target=target, sampler=sampler, seed=seed, ess=ess, r_hat=r_hat,
+                         hot_seconds=hot, cold_seconds=cold, engine=engine)
+                )  # fmt: skip
+                print(
+                    f"{target:18} {sampler:26} ESS {ess:8.0f}  R-hat {r_hat:.3f}  "
+                    f"hot {ess / hot:9.1f}/s  cold {ess / cold:9.1f}/s"
+                    + ("  VOID: not mixed" if r_hat > 1.02 else ""),
+                    flush=True,
+                )
+    RESULTS.mkdir(exist_ok=True)
+    about = {
+        "command": "python -m benchmarks",
+        "draws": args.draws,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "machine": platform.machine(),
+        "threads": 1,
+        "dtype": str(torch.get_default_dtype()),
+    }
+    (RESULTS / "sampling.json").write_text(
+        json.dumps({"about": about, "rows": rows}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Every rung of the engine gives the numbers of the one below, or says why it was not reached."""
+
+import shutil
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import KERNELS
+from test_potential import MODELS
+from torch import tensor
+
+import pyro_ebm as ebm
+from pyro_ebm.energies import MLP
+from pyro_ebm.engine import accelerate
+from pyro_ebm.kernels import HMC, MALA, run
+from pyro_ebm.kernels.acceleration import accelerated
+from pyro_ebm.potential import Potential
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+
+
+def end_of_run(kernel, target, compile, num_steps=8):
+    pyro.set_rng_seed(3)
+    potential = Potential.of(target)
+    state = kernel.init(potential, potential.initialize(16))
+    kernel, potential, rung = accelerated(kernel, potential, state, compile)
+    generator = torch.Generator().manual_seed(4)
+    *_, (state, info) = run(kernel, potential, state, num_steps, generator)
+    return state, info, rung
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_graph_of_a_model_gives_its_numbers_bit_for_bit(kernel, model):
+    eager, info, rung = end_of_run(KERNELS[kernel](), model, False)
+    assert str(rung) == "eager (compile=False)"
+    graph, info_of_graph, rung = end_of_run(KERNELS[kernel](), model, "auto")
+    assert rung.rung == "graph"
+    assert torch.equal(graph.z, eager.z)
+    assert torch.equal(graph.potential, eager.potential)
+    assert type(info_of_graph) is type(info)
+    assert [a is None for a in info] == [a is None for a in info_of_graph]
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kernel", [MALA, HMC])
+def test_the_native_code_of_a_model_gives_its_numbers_to_rounding(kernel):
+    eager, _, _ = end_of_run(kernel(step_size=0.1), MODELS[0], False)
+    native, _, rung = end_of_run(kernel(step_size=0.1), MODELS[0], True)
+    assert rung.rung == "native"
+    torch.testing.assert_close(native.z, eager.z, rtol=1e-9, atol=1e-9)
+
+
+def test_parameters_that_change_are_seen_by_the_graph():
+    energy = MLP((2,), (8,))
+    potential = Potential.of(ebm.Boltzmann(energy))
+    z = torch.randn(5, 2)
+    gradient = accelerate(potential.value_and_grad, (z,))
+    assert gradient.rung == "graph"
+    before = gradient(z)[0]
+    with torch.no_grad():
+        for parameter in energy.parameters():
+            parameter.mul_(1.5)
+    value, grad = gradient(z)
+    assert not torch.equal(value, before)
+    torch.testing.assert_close(value, energy(z).detach())
+    torch.testing.assert_close(grad, energy.grad(z))
+
+
+def test_the_driver_says_what_it_reached():
+    target = ebm.Boltzmann(MLP((2,), (8,)))
+    for compile, steps, expected in (
+        (False, 80, "eager"),
+        ("auto", 80, "graph"),
+        ("auto", 5, "eager"),
+    ):
+        mcmc = ebm.MCMC(MALA(target), steps, steps, compile=compile, disable_progbar=True)
+        mcmc.run()
+        assert mcmc.engine.startswith(expected)
+
+
+def test_a_seed_gives_the_same_run_on_every_exact_rung():
+    def draws(compile):
+        pyro.set_rng_seed(5)
+        mcmc = ebm.MCMC(HMC(MODELS[0]), 60, 60, compile=compile, disable_progbar=True)
+        mcmc.run()
+        return mcmc.get_samples()["slope"]
+
+    assert torch.equal(draws(False), draws("auto"))
+
+
+def branching():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    scale = 1.0 if x > 0 else 3.0
+    pyro.sample("y", dist.Normal(x, scale), obs=tensor(0.5))
+
+
+def test_a_python_branch_stays_eager_with_a_warning_and_is_never_baked_in():
+    potential = Potential.of(branching)
+    z = tensor([[-1.0], [2.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        potential.value_and_grad(z)
+    with pytest.warns(UserWarning, match="this run stays eager, because tracing stopped at"):
+        gradient = accelerate(potential.value_and_grad, (z,))
+    assert gradient.rung == "eager"
+    torch.testing.assert_close(gradient(-z), potential.value_and_grad(-z))
+
+
+def test_a_random_function_is_found_out():
+    with pytest.warns(UserWarning, match="other numbers than the model: is it random"):
+        noisy = accelerate(lambda x: x + torch.rand_like(x), (torch.zeros(3),))
+    assert noisy.rung == "eager"
+
+
+def test_a_machine_without_a_compiler_runs_the_graph(monkeypatch):
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch._inductor, "compile", no_compiler)
+    with pytest.warns(UserWarning, match="not native, because compiling stopped at.*no C\\+\\+"):
+        square = accelerate(torch.square, (torch.ones(3),), compile=True)
+    assert square.rung == "graph"
+    assert torch.equal(square(tensor([1.0, 2.0, 3.0])), tensor([1.0, 4.0, 9.0]))
+
+
+def test_a_graph_too_large_to_compile_stays_a_graph(monkeypatch):
+    monkeypatch.setattr("pyro_ebm.engine.MAX_NATIVE_OPS", 0)
+    square = accelerate(torch.square, (torch.ones(3),), compile=True)
+    assert str(square) == "graph (1 operations are too many to compile)"
