@@ -109,8 +109,7 @@ def begin(state: State, momentum: Tensor, uniform: Tensor, max_tree_depth: int) 
 def extend(
     potential: Potential, state: State, now: Trajectory, uniforms: Tensor, max_depth: int
 ) -> Trajectory:
-    """Adds one leaf to the trajectory of every active chain; others keep their tree and their
-    ends.
+    """Adds one leaf to the trajectory of every active chain; the others stay as they are.
 
     Args:
         potential: The target.
