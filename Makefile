@@ -9,6 +9,7 @@ PY    := $(VENV)/bin/python
 EMPTY := $(VENV)/.empty
 DEMO  := $(VENV)/.demo
 DEV   := $(VENV)/.dev
+PEERS := .venv-peers/.done
 
 # By variable and not by -c, so that the build backend is pinned too.
 INSTALL := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check
@@ -56,12 +57,11 @@ examples: $(DEV)  ## run every example, small
 	@set -e; for example in examples/*.py; do \
 		echo "$(PY) $$example --smoke"; $(PY) "$$example" --smoke; done
 
-bench: $(DEV)  ## run the benchmarks
-	@if [ -f benchmarks/__main__.py ]; then $(PY) -m benchmarks; \
-	else echo "there are no benchmarks yet"; fi
+bench: $(DEV) $(PEERS)  ## measure speed against the peers; leaves benchmarks/results/
+	$(PY) -m benchmarks
 
 clean:  ## remove all that make has made, .venv included
-	rm -rf $(VENV) report build dist docs/_build docs/generated
+	rm -rf $(VENV) .venv-peers report build dist docs/_build docs/generated
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -78,3 +78,8 @@ $(DEV): pyproject.toml constraints.txt | $(EMPTY)
 	@echo "installing into $(VENV) (about a minute, downloads aside)"
 	$(INSTALL) --editable ".[dev]"
 	@touch $@ $(DEMO)
+
+$(PEERS): benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

@@ -1,4 +1,4 @@
-"""Our samplers against Pyro's NUTS, on the same models, in one process, on one thread.
+"""Our samplers against Pyro's NUTS and NumPyro's, on the same models, on one thread.
 
 The measure is effective sample size per second: bulk, of x and of its square, the least over all
 coordinates. «hot» counts the sampling alone, «cold» everything from the model to the last draw, in
@@ -7,10 +7,14 @@ a process that has imported everything. A row whose R-hat is above 1.02 is void,
 
 import argparse
 import json
+import os
 import platform
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC, NUTS
@@ -19,7 +23,9 @@ import pyro_ebm as ebm
 from benchmarks.targets import TARGETS
 from pyro_ebm.diagnostics import bulk_ess, split_r_hat
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 
 
 def quality(draws):
@@ -29,11 +35,11 @@ def quality(draws):
     return bulk_ess(both).min().item(), split_r_hat(flat).max().item()
 
 
-def pyro_nuts(model, num_draws):
+def pyro_nuts(target, num_draws, seed):
     began = time.perf_counter()
     warm = []
     mcmc = MCMC(
-        NUTS(model),
+        NUTS(TARGETS[target]),
         num_draws,
         warmup_steps=num_draws,
         disable_progbar=True,
@@ -46,11 +52,34 @@ def pyro_nuts(model, num_draws):
     return mcmc.get_samples(group_by_chain=True), ended - warm[0], ended - began, "one chain"
 
 
+def numpyro_nuts(num_chains):
+    """NumPyro in its own environment, if there is one: `make bench` installs it."""
+
+    def run(target, num_draws, seed):
+        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "draws.npz"
+            command = [PEERS, HERE / "peers" / "numpyro_nuts.py", "--target", target]
+            command += ["--seed", seed, "--draws", num_draws, "--chains", num_chains, "--out", out]
+            found = subprocess.run(
+                [str(word) for word in command],
+                env={**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            times = json.loads(found.stdout.splitlines()[-1])
+            draws = {name: torch.from_numpy(v) for name, v in np.load(out).items()}
+        return draws, times["hot"], times["cold"], f"NumPyro {times['version']}"
+
+    return run
+
+
 def ours(kernel, num_chains, compile):
-    def run(model, num_draws):
+    def run(target, num_draws, seed):
         began = time.perf_counter()
         mcmc = ebm.MCMC(
-            kernel(model),
+            kernel(TARGETS[target]),
             num_draws,
             warmup_steps=num_draws,
             num_chains=num_chains,
@@ -66,6 +95,8 @@ def ours(kernel, num_chains, compile):
 
 SAMPLERS = {
     "Pyro NUTS": pyro_nuts,
+    "NumPyro NUTS, 64 chains": numpyro_nuts(64),
+    "NumPyro NUTS, 1,024 chains": numpyro_nuts(1024),
     "HMC, 64 chains, eager": ours(ebm.kernels.HMC, 64, False),
     "HMC, 64 chains, graph": ours(ebm.kernels.HMC, 64, "auto"),
     "HMC, 64 chains, native": ours(ebm.kernels.HMC, 64, True),
@@ -81,11 +112,14 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for target, model in TARGETS.items():
+    for target in TARGETS:
         for sampler, run in SAMPLERS.items():
+            if "NumPyro" in sampler and not PEERS.exists():
+                print(f"{target:18} {sampler:26} left out: `make bench` installs it")
+                continue
             for seed in range(args.seeds):
                 pyro.set_rng_seed(seed)
-                draws, hot, cold, engine = run(model, args.draws)
+                draws, hot, cold, engine = run(target, args.draws, seed)
                 ess, r_hat = quality(draws)
                 rows.append(
                     dict(target=target, sampler=sampler, seed=seed, ess=ess, r_hat=r_hat,

@@ -41,9 +41,9 @@ ood = {
 torch.manual_seed(0)
 flat = train.flatten(1)
 precision = torch.cholesky_inverse(torch.linalg.cholesky(torch.cov(flat.T)))
-moments = ebm.energies.Gaussian(flat.mean(0), precision)
+moments = ebm.energies.Gaussian(train.mean(0), precision)
 network = ebm.energies.MLP((1, 8, 8), hidden_sizes=(256, 256), base_scale=100.0)
-energy = network + (lambda x: moments(x.flatten(-3)))
+energy = network + moments
 
 kernel = ebm.kernels.HMC(step_size=0.2, num_steps=5, target_accept_prob=0.7)
 chain = 20 if args.smoke else 200

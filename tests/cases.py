@@ -24,6 +24,9 @@ ENERGIES_EXACT = {
     "gaussian_diagonal": lambda: Gaussian(tensor([1.0, -2.0]), tensor([0.5, 4.0])),
     "gaussian_matrix": lambda: Gaussian(tensor([1.0, -0.5]), tensor([[2.0, 0.9], [0.9, 1.0]])),
     "gaussian_image": lambda: Gaussian(torch.arange(6.0).reshape(2, 3), tensor([1.0, 2.0, 3.0])),
+    "gaussian_image_matrix": lambda: Gaussian(
+        tensor([[1.0], [-0.5]]), tensor([[2.0, 0.9], [0.9, 1.0]])
+    ),
     "laplace_number": lambda: Laplace(tensor(-0.4), 0.7),
     "laplace_vector": lambda: Laplace(tensor([1.0, -1.0]), tensor([0.5, 2.0])),
     "gaussian_mixture_isotropic": lambda: GaussianMixture(

@@ -191,8 +191,11 @@ def test_data_does_not_become_a_parameter(name):
             lambda: Energy((2,), constraints.real),
             r"event_dim 0, but event_shape is \(2,\); wrap it",
         ),
-        (lambda: Gaussian(torch.zeros(2), -1.0), r"precision must be positive \(definite\)"),
-        (lambda: Gaussian(torch.zeros(2), tensor([[1.0, 2.0], [2.0, 1.0]])), "positive .definite"),
+        (lambda: Gaussian(torch.zeros(2), -1.0), "precision must be positive, got -1"),
+        (
+            lambda: Gaussian(torch.zeros(2), tensor([[1.0, 2.0], [2.0, 1.0]])),
+            "positive definite and symmetric to rounding",
+        ),
         (
             lambda: Gaussian(torch.zeros(2), torch.eye(3)),
             r"\(3, 3\) does not fit loc of shape \(2,\)",

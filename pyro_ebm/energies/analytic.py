@@ -27,10 +27,12 @@ class Gaussian(Energy):
     Args:
         loc: The mean :math:`\mu`, whose shape is the event shape.
         precision: The precision :math:`P`: a number or tensor that broadcasts with ``loc``
-            (diagonal), or a symmetric positive definite matrix ``(D, D)`` for a vector ``loc``.
+            (diagonal), or a symmetric positive definite matrix ``(D, D)`` over the D numbers of a
+            point, flattened.
 
     Raises:
-        ValueError: If ``precision`` is not positive (definite) or does not fit ``loc``.
+        ValueError: If ``precision`` is not positive (symmetric and definite, if a matrix) or does
+            not fit ``loc``.
 
     Example:
         >>> energy = Gaussian(torch.zeros(2), torch.tensor([1.0, 4.0]))
@@ -44,18 +46,24 @@ class Gaussian(Energy):
     def __init__(self, loc: Tensor, precision: Tensor | float) -> None:
         loc = torch.as_tensor(loc)
         super().__init__(loc.shape)
-        matrix = isinstance(precision, Tensor) and precision.dim() == 2 and loc.dim() == 1
-        positive = constraints.positive_definite if matrix else constraints.positive
         values = torch.as_tensor(precision).detach()
-        if matrix and values.shape != (len(loc), len(loc)):
+        square = values.shape == (loc.numel(), loc.numel())
+        matrix = values.dim() == 2 and (loc.dim() == 1 or (square and values.shape != loc.shape))
+        if matrix and not square:
             raise ValueError(
                 f"precision of shape {tuple(values.shape)} does not fit loc of shape "
                 f"{tuple(loc.shape)}"
             )
         if not matrix:
             _check_broadcast("precision", values, loc)
-        if not bool(positive.check(values).all()):
-            raise ValueError(f"precision must be positive (definite), got {values}")
+        if matrix and not bool(constraints.positive_definite.check(values)):
+            raise ValueError(
+                "precision must be positive definite and symmetric to rounding, which this matrix "
+                f"of shape {tuple(values.shape)} is not: cholesky_inverse of a covariance's factor "
+                "is, inv of the covariance may not be"
+            )
+        if not matrix and not bool((values > 0).all()):
+            raise ValueError(f"precision must be positive, got {values}")
         self.matrix = matrix
         self.constant("loc", loc)
         self.constant("precision", precision if isinstance(precision, Tensor) else values.to(loc))
@@ -63,6 +71,7 @@ class Gaussian(Energy):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         d = x - self.loc
         if self.matrix:
+            d = d.flatten(-self.loc.dim())
             return 0.5 * ((d @ self.precision) * d).sum(-1)
         return 0.5 * _sum_event(self.precision * d * d, self.loc.dim())
 
@@ -82,14 +91,15 @@ class Gaussian(Energy):
     def variance(self) -> Tensor:
         """The variance of each coordinate, with the event shape."""
         if self.matrix:
-            return torch.linalg.inv(self.precision).diagonal()
+            return torch.linalg.inv(self.precision).diagonal().reshape(self.loc.shape)
         return (1 / self.precision).expand(self.loc.shape)
 
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         noise = torch.randn(num_samples, *self.loc.shape).to(self.loc)
         if self.matrix:
             upper = torch.linalg.cholesky(self.precision).mT
-            return self.loc + torch.linalg.solve_triangular(upper, noise.mT, upper=True).mT
+            rows = torch.linalg.solve_triangular(upper, noise.flatten(1).mT, upper=True).mT
+            return self.loc + rows.reshape(noise.shape)
         return self.loc + noise * self.precision.rsqrt()
 
 
