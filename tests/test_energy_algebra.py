@@ -194,7 +194,7 @@ def test_data_does_not_become_a_parameter(name):
         (lambda: Gaussian(torch.zeros(2), -1.0), "precision must be positive, got -1"),
         (
             lambda: Gaussian(torch.zeros(2), tensor([[1.0, 2.0], [2.0, 1.0]])),
-            "positive definite and symmetric",
+            "not positive definite and symmetric",
         ),
         (
             lambda: Gaussian(torch.zeros(2), torch.eye(3)),

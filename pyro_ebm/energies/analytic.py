@@ -58,9 +58,8 @@ class Gaussian(Energy):
             _check_broadcast("precision", values, loc)
         if matrix and not bool(constraints.positive_definite.check(values)):
             raise ValueError(
-                "precision must be positive definite and symmetric to rounding, which this matrix "
-                f"of shape {tuple(values.shape)} is not; cholesky_inverse of a Cholesky factor is, "
-                "inv of a covariance may not be"
+                f"precision of shape {tuple(values.shape)} is not positive definite and symmetric "
+                "to rounding; cholesky_inverse of a Cholesky factor is, inv of a covariance may not be"
             )
         if not matrix and not bool((values > 0).all()):
             raise ValueError(f"precision must be positive, got {values}")
