@@ -59,7 +59,7 @@ class Gaussian(Energy):
         if matrix and not bool(constraints.positive_definite.check(values)):
             raise ValueError(
                 f"precision of shape {tuple(values.shape)} is not positive definite and symmetric "
-                "to rounding; cholesky_inverse of a Cholesky factor is, inv of a covariance may not be"
+                "to rounding; cholesky_inverse of a Cholesky factor is, inv may not be"
             )
         if not matrix and not bool((values > 0).all()):
             raise ValueError(f"precision must be positive, got {values}")
