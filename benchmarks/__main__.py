@@ -96,7 +96,6 @@ def ours(kernel, num_chains, compile):
 SAMPLERS = {
     "Pyro NUTS": pyro_nuts,
     "NumPyro NUTS, 64 chains": numpyro_nuts(64),
-    "NumPyro NUTS, 1,024 chains": numpyro_nuts(1024),
     "HMC, 64 chains, eager": ours(ebm.kernels.HMC, 64, False),
     "HMC, 64 chains, graph": ours(ebm.kernels.HMC, 64, "auto"),
     "HMC, 64 chains, native": ours(ebm.kernels.HMC, 64, True),
@@ -131,10 +130,14 @@ def main():
                     + ("  VOID: not mixed" if r_hat > 1.02 else ""),
                     flush=True,
                 )
-    RESULTS.mkdir(exist_ok=True)
+                save(rows, args.draws)
+
+
+def save(rows, num_draws):
+    """Saves what there is after each row, so that an interrupt loses none."""
     about = {
         "command": "python -m benchmarks",
-        "draws": args.draws,
+        "draws": num_draws,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyro": pyro.__version__,
@@ -142,9 +145,9 @@ def main():
         "threads": 1,
         "dtype": str(torch.get_default_dtype()),
     }
-    (RESULTS / "sampling.json").write_text(
-        json.dumps({"about": about, "rows": rows}, indent=1) + "\n"
-    )
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"about": about, "rows": rows}, indent=1)
+    (RESULTS / "sampling.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
