@@ -196,8 +196,7 @@ def test_adaptation_learns_acceptance_and_units_and_then_stops():
     adaptation = Adaptation(kernel, 300)
     generator = seeded_generator(state.z.device)
     *_, (state, _) = run(kernel, potential, state, 300, generator, adaptation)
-    relative = (state.scale / sd).log()
-    assert_close(relative, torch.zeros(3), torch.full((3,), 0.05))
+    torch.testing.assert_close(state.scale, sd)  # exact: the gradient is a multiple of the draw
     draws = list(run(kernel, potential, state, 100, generator))
     assert all(later.step_size == state.step_size for later, _ in draws)
     rates = torch.stack([info.accept_prob.mean() for _, info in draws])
