@@ -33,8 +33,7 @@ def trained_by_elbo(parameters: list[nn.Parameter]) -> bool:
     """Tells whether an SVI step that runs now has registered any of ``parameters``."""
     registered = {
         id(unconstrained_parameter(site["value"]))
-        for handler in _PYRO_STACK
-        if isinstance(handler, TraceMessenger) and handler.param_only
+        for handler in _svi_steps()
         for site in handler.trace.nodes.values()
         if site["type"] == "param"
     }
@@ -67,7 +66,7 @@ def check_score_is_sound(log_density: Tensor, parameters: list[nn.Parameter]) ->
     if potential is not None:
         latents = {k: v for k, v in potential.f_locals["params"].items() if k != name}
         check_energy_is_fixed(name, log_density, latents)
-    elif _inside_svi() and (site["is_observed"] or trained_by_elbo(parameters)):
+    elif _svi_steps() and (site["is_observed"] or trained_by_elbo(parameters)):
         warnings.warn(
             f"site '{name}' has an unnormalised, learnable energy, and a plain ELBO ignores that "
             "log Z moves with it: the loss falls without bound. Pass "
@@ -105,8 +104,9 @@ def check_energy_is_fixed(name: str, log_density: Tensor, latents: dict[str, Ten
         )
 
 
-def _inside_svi() -> bool:
-    return any(isinstance(h, TraceMessenger) and h.param_only for h in _PYRO_STACK)
+def _svi_steps() -> list[TraceMessenger]:
+    """Returns the handlers by which the SVI steps that run now collect their parameters."""
+    return [h for h in _PYRO_STACK if isinstance(h, TraceMessenger) and h.param_only]
 
 
 def _frame(codes: set) -> FrameType | None:

@@ -197,14 +197,13 @@ class MCMC(AbstractMCMC):
         Returns:
             Draws of shape ``(chain * draw, *shape)``, or ``(chain, draw, *shape)``.
         """
-        return select_samples(self.constrained(self._draws), num_samples, group_by_chain)
+        return select_samples(self._constrained(self._draws), num_samples, group_by_chain)
 
     def get_warmup(self) -> dict[str, Tensor]:
         """Returns the warmup steps by site, ``(chain, step, *shape)``: no sample of the target."""
-        return self.constrained(self._warmup)
+        return self._constrained(self._warmup)
 
-    def constrained(self, draws: _Draws) -> dict[str, Tensor]:
-        """Maps flat draws to values by site."""
+    def _constrained(self, draws: _Draws) -> dict[str, Tensor]:
         return self.potential.constrain(draws.z[:, : draws.count])
 
     def diagnostics(self) -> dict[str, dict]:

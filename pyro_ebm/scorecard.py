@@ -131,7 +131,7 @@ class Scorecard:
     def table(self) -> list[dict[str, str]]:
         """Returns the cells of the table, row by row, each row with every column."""
         rows = [row.cells() for row in self.rows]
-        columns = list(dict.fromkeys(column for row in rows for column in _ordered(row)))
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         columns.sort(key=lambda column: _ORDER.get(column.split()[0], 99))
         return [{column: row.get(column, "–") for column in columns} for row in rows]
 
@@ -195,10 +195,6 @@ class Scorecard:
 
 
 _ORDER = {"model": 0, "log": 1, "kind": 2, "MMD²": 3, "C2ST": 4, "AUROC": 5, "train": 6, "s": 7}
-
-
-def _ordered(row: dict[str, str]) -> list[str]:
-    return list(row)
 
 
 def _value(estimate: Estimate | None) -> float:

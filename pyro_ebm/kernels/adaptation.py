@@ -83,7 +83,8 @@ class Adaptation:
     .. math:: s_i = \left(\mathrm{Var}\, z_i / \mathrm{Var}\, \partial_i U\right)^{1/4}
 
     over the draws of all chains in the window, which is the standard deviation for a Gaussian with
-    independent coordinates, and dual averaging starts anew.
+    independent coordinates, and dual averaging starts anew. Acceptance is pooled by its mean, in
+    the first quarter by its harmonic mean, so that no chain far out is left behind, stuck.
 
     References:
         | If only my posterior were normal: Fisher HMC (Seyboldt, Carlson and Carpenter, 2026),

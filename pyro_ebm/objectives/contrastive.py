@@ -14,7 +14,6 @@ from __future__ import annotations
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
 import weakref
-from abc import abstractmethod
 
 import torch
 from pyro.infer import ELBO
@@ -51,10 +50,6 @@ class _Contrastive(Objective):
         *_, (state, info) = run(self.kernel, potential, state, self.num_steps, generator)
         self.last_info[name] = info
         return state
-
-    @abstractmethod
-    def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:
-        """See :meth:`Objective.surrogate`."""
 
 
 class ContrastiveDivergence(_Contrastive):
