@@ -1,16 +1,14 @@
-"""The only home of tracing, batching and compiling.
+"""The only home of tracing and compiling.
 
-A potential of one chain becomes one of all chains, and a step of a kernel becomes a flat graph of
-tensor operations, in which Pyro, autograd and Python have disappeared. The rungs, from the bottom:
+A step of a kernel is Python over a model that is Python over tensors. On its way down, Python
+disappears. The rungs, from the bottom:
 
 =========== ====================================================================================
 rung        what runs
 =========== ====================================================================================
-one by one  the model, one chain after the other: for models that cannot be mapped (a Python
-            branch on a latent, say)
-eager       ``vmap`` of value and gradient, or the energy on its batch
-graph       the traced ATen graph of that, with the same numbers bit for bit
-native      the graph compiled by inductor, with the same numbers to rounding
+eager       the function itself
+graph       the ATen graph of it, traced once, with the same numbers bit for bit
+native      a whole loop of steps compiled by inductor, with the same numbers to rounding
 =========== ====================================================================================
 
 Each rung is checked once against the one below, on real input. A rung that cannot be reached costs
@@ -19,57 +17,50 @@ one warning that says why, never a run.
 
 from __future__ import annotations
 
-__all__ = ["Accelerated", "Compile", "ValueAndGrad", "accelerate", "batched_value_and_grad"]
+__all__ = ["Compile", "Rung", "compile_scan", "loop", "trace"]
 
-import contextlib
+import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Generic, Literal, TypeVar
 
-import pyro
-import pyro.ops.einsum.torch_log
 import torch
 from torch import Tensor
+from torch._higher_order_ops import scan, while_loop
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Compile = bool | Literal["auto"]
-ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+T = TypeVar("T")
+C = TypeVar("C")
 
 MAX_NATIVE_OPS = 1500
 """The size of a graph above which inductor would take minutes; such a graph stays on its rung."""
 
 
-class Accelerated:
-    """A function of tensors, on the highest rung that it reached.
+class Rung(Generic[T]):
+    """A function, and how far up it came.
 
     Args:
-        fn: The function, from tensors (or nested tuples of them) to the same.
-        rung: The rung, by name.
+        fn: The function.
+        name: The rung, by name.
         reason: Why this one.
-
-    Example:
-        >>> square = accelerate(torch.square, (torch.ones(3),), compile="auto")
-        >>> square(torch.full((3,), 2.0)), square.rung
-        (tensor([4., 4., 4.]), 'graph')
+        size: The number of operations of its graph, where there is one.
     """
 
-    def __init__(self, fn: Callable, rung: str, reason: str) -> None:
+    def __init__(self, fn: T, name: str, reason: str, size: int | None = None) -> None:
         self.fn = fn
-        self.rung = rung
+        self.name = name
         self.reason = reason
-
-    def __call__(self, *args: Any) -> Any:  # noqa: ANN401  what the function takes and returns
-        """Calls the function."""
-        return self.fn(*args)
+        self.size = size
 
     def __str__(self) -> str:
-        return f"{self.rung} ({self.reason})"
+        return f"{self.name} ({self.reason})"
 
 
-def accelerate(fn: Callable, args: tuple, compile: Compile = "auto") -> Accelerated:
-    """Takes a function up the rungs.
+def trace(fn: Callable, args: tuple) -> Rung[Callable]:
+    """Takes a function to its graph.
 
     The function must be free of side effects and of randomness; its parameters may change between
     calls (they are live in the graph), the shapes of its arguments may not.
@@ -77,46 +68,30 @@ def accelerate(fn: Callable, args: tuple, compile: Compile = "auto") -> Accelera
     Args:
         fn: The function, from tensors (or nested tuples of them) to the same.
         args: Real arguments, to trace and check it with.
-        compile: ``"auto"`` traces it, ``True`` compiles the trace too, ``False`` leaves it alone.
 
-    Returns:
-        The function on its rung.
+    Example:
+        >>> square = trace(torch.square, (torch.ones(3),))
+        >>> square.fn(torch.full((3,), 2.0)), str(square)
+        (tensor([4., 4., 4.]), 'graph (1 operations)')
     """
-    if compile is False:
-        return Accelerated(fn, "eager", "compile=False")
-    leaves, spec_in = tree_flatten(args)
     with torch.no_grad():
         try:
-            graph = _Graph(fn, leaves, spec_in)
-            graph.check(fn(*args), leaves)
+            graph = _Graph(fn, args)
+            _check(graph(*args), fn(*args))
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
             reason = f"tracing stopped at: {_first_line(error)}"
             warnings.warn(f"this run stays eager, because {reason}", stacklevel=2)
-            return Accelerated(fn, "eager", reason)
-        if compile == "auto":
-            return Accelerated(graph.call, "graph", f"{graph.size} operations")
-        return _native(graph, fn, args, leaves)
+            return Rung(fn, "eager", reason)
+    return Rung(graph, "graph", f"{graph.size} operations", graph.size)
 
 
-def _native(graph: _Graph, fn: Callable, args: tuple, leaves: list[Tensor]) -> Accelerated:
-    """Compiles a graph, if it is small enough and there is a compiler."""
-    if graph.size > MAX_NATIVE_OPS:
-        return Accelerated(graph.call, "graph", f"{graph.size} operations are too many to compile")
-    try:
-        graph.compile(leaves)
-        graph.check(fn(*args), leaves)
-    except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
-        graph.run = graph.module
-        reason = f"compiling stopped at: {_first_line(error)}"
-        warnings.warn(f"this run is not native, because {reason}", stacklevel=3)
-        return Accelerated(graph.call, "graph", reason)
-    return Accelerated(graph.call, "native", f"{graph.size} operations")
+class _Graph(torch.nn.Module):
+    """A function traced into a flat graph, with the shapes of its nested output."""
 
+    def __init__(self, fn: Callable, args: tuple) -> None:
+        super().__init__()
+        leaves, spec_in = tree_flatten(args)
 
-class _Graph:
-    """A function traced into a flat graph, with the shapes of its nested input and output."""
-
-    def __init__(self, fn: Callable, leaves: list[Tensor], spec_in: Any) -> None:  # noqa: ANN401
         def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
             out, self.spec_out = tree_flatten(fn(*tree_unflatten(list(leaves), spec_in)))
             self.is_tensor = [isinstance(leaf, Tensor) for leaf in out]
@@ -125,114 +100,133 @@ class _Graph:
         self.module: GraphModule = make_fx(flat)(*leaves)
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
-        self.run: Callable[..., Sequence[Tensor]] = self.module
 
     @property
     def size(self) -> int:
         """The number of operations."""
         return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
-    def compile(self, leaves: list[Tensor]) -> None:
-        for node in self.module.graph.nodes:
-            node.meta.clear()  # the fake tensors of the trace belong to another compilation
-        self.run = torch._inductor.compile(self.module, leaves)
-
-    def call(self, *args: Any) -> Any:  # noqa: ANN401
+    def forward(self, *args: Any) -> Any:  # noqa: ANN401  what the function takes and returns
         with torch.no_grad():
-            found = iter(self.run(*tree_flatten(args)[0]))
+            found = iter(self.module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
 
-    def check(self, expected: tuple, leaves: list[Tensor]) -> None:
-        """Raises if the graph does not give what the function gave."""
-        wanted = [leaf for leaf in tree_flatten(expected)[0] if isinstance(leaf, Tensor)]
-        for got, want in zip(self.run(*leaves), wanted, strict=True):
-            eps = torch.finfo(want.dtype).eps if want.is_floating_point() else 0.0
-            scale = want.abs().max().item() if eps and want.numel() else 0.0
-            if not torch.allclose(
-                got, want, rtol=eps**0.5, atol=100 * eps * scale, equal_nan=True
-            ):
-                raise RuntimeError("the graph gives other numbers than the model: is it random?")
+
+def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> C:
+    """Repeats ``body`` for as long as ``condition`` holds: a Python loop, or a native one.
+
+    Args:
+        condition: From the carry to a 0-d tensor of bool.
+        body: From the carry to the next, of the same shapes and dtypes.
+        carry: Tensors, in nested tuples.
+
+    Returns:
+        The first carry of which ``condition`` does not hold.
+
+    Example:
+        >>> loop(lambda x: x < 100, lambda x: 2 * x, torch.tensor(3))
+        tensor(192)
+    """
+    if not torch.compiler.is_compiling():
+        while condition(carry):
+            carry = body(carry)
+        return carry
+    leaves, spec = tree_flatten(carry)
+
+    def flat_condition(*leaves: Tensor) -> Tensor:
+        return condition(tree_unflatten(list(leaves), spec))
+
+    def flat_body(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return _fresh(body(tree_unflatten(list(leaves), spec)))
+
+    return tree_unflatten(list(while_loop(flat_condition, flat_body, tuple(leaves))), spec)
+
+
+def compile_scan(
+    step: Callable[[tuple, tuple], tuple[tuple, tuple]], carry: tuple, xs: tuple, size: int
+) -> Rung[Callable]:
+    """Compiles a loop of steps, of any number, into native code.
+
+    Args:
+        step: From a carry and one row of ``xs`` to the next carry and what to keep of it: tensors,
+            in nested tuples, dicts and ``None``. Free of side effects and of randomness.
+        carry: A real carry.
+        xs: Real tensors, each with a first dimension over steps.
+        size: The number of operations of a step, as far as it is known.
+
+    Returns:
+        A function of carry and ``xs`` that returns the last carry and all that was kept, stacked
+        over steps; or ``None`` on a rung below, for the reason it names.
+    """
+    if size > MAX_NATIVE_OPS:
+        return Rung(None, "graph", f"{size} operations are too many to compile", size)
+    one = tuple(x[:1] for x in xs)
+    try:
+        with torch.no_grad():
+            native = _Scan(step, carry, one)
+            _check(native(carry, one), native.once(carry, one))
+    except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
+        reason = f"compiling stopped at: {_first_line(error)}"
+        warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
+        return Rung(None, "graph", reason, size)
+    return Rung(native, "native", f"{size} operations", size)
+
+
+class _Scan:
+    """A loop of steps as one native function, whose tensors are flat lists."""
+
+    def __init__(self, step: Callable, carry: tuple, xs: tuple) -> None:
+        self._step = step
+        self._spec = tree_flatten(carry)[1]
+        kept, self._spec_kept = tree_flatten(self.once(carry, xs)[1])
+        self._is_tensor = [isinstance(leaf, Tensor) for leaf in kept]
+        # A code object of its own, since the compiler keeps what it learns on the code object and
+        # refuses to learn about too many targets.
+        code = _Scan._block.__code__
+        block = types.FunctionType(code.replace(co_name="block"), globals(), "block")
+        self._compiled = torch.compile(
+            types.MethodType(block, self), fullgraph=True, options={"cpp_wrapper": True}
+        )
+
+    def once(self, carry: tuple, xs: tuple) -> tuple[tuple, Any]:
+        """The first step, as Python."""
+        carry, kept = self._step(carry, tuple(x[0] for x in xs))
+        return carry, tree_map(lambda leaf: None if leaf is None else leaf.unsqueeze(0), kept)
+
+    def __call__(self, carry: tuple, xs: tuple) -> tuple[tuple, Any]:
+        for x in xs:
+            torch._dynamo.decorators.mark_unbacked(x, 0)
+        with torch.no_grad():
+            leaves, kept = self._compiled(tree_leaves(carry), list(xs))
+        found = iter(kept)
+        kept = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
+        return tree_unflatten(list(leaves), self._spec), tree_unflatten(kept, self._spec_kept)
+
+    def _block(self, carry: list[Tensor], xs: list[Tensor]) -> tuple[list, list]:
+        for x in xs:
+            torch._check(x.shape[0] >= 1)
+            torch._check(x.shape[0] == xs[0].shape[0])
+        return scan(self._row, carry, xs)
+
+    def _row(self, carry: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        moved, kept = self._step(tree_unflatten(list(carry), self._spec), tuple(row))
+        return list(_fresh(moved)), list(_fresh(kept))
+
+
+def _fresh(carry: tuple) -> tuple[Tensor, ...]:
+    """Copies: what a native loop returns may not be what it was given."""
+    return tuple(leaf.clone() for leaf in tree_leaves(carry) if isinstance(leaf, Tensor))
+
+
+def _check(got: Any, expected: Any) -> None:  # noqa: ANN401
+    """Raises if a rung does not give what the one below gave."""
+    pairs = zip(tree_leaves(got), tree_leaves(expected), strict=True)
+    for new, old in ((new, old) for new, old in pairs if isinstance(old, Tensor)):
+        eps = torch.finfo(old.dtype).eps if old.is_floating_point() else 0.0
+        scale = old.abs().max().item() if eps and old.numel() else 0.0
+        if not torch.allclose(new, old, rtol=eps**0.5, atol=100 * eps * scale, equal_nan=True):
+            raise RuntimeError("the graph gives other numbers than the model: is it random?")
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-
-
-def batched_value_and_grad(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
-    """Returns value and gradient of ``fn`` for all chains at once.
-
-    Args:
-        fn: The potential of one chain, from ``z (D,)`` to nats ``()``.
-
-    Returns:
-        A function from ``z (C, D)`` to nats ``(C,)`` and their gradient ``(C, D)``.
-    """
-
-    def value_then_grad(z: Tensor) -> tuple[Tensor, Tensor]:
-        grad, value = torch.func.grad_and_value(fn)(z)
-        return value, grad
-
-    mapped = torch.func.vmap(value_then_grad, randomness="different")
-    rung = mapped
-
-    def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal rung
-        with pyro.validation_enabled(False), _mappable_log():
-            try:
-                value, grad = rung(z.detach())
-            except RuntimeError as error:
-                if rung is not mapped:
-                    raise
-                warnings.warn(
-                    f"this model runs one chain after the other, because vmap stopped at: {error}",
-                    stacklevel=2,
-                )
-                rung = _one_by_one(fn)
-                value, grad = rung(z.detach())
-        return value.detach(), grad.detach()
-
-    return evaluate
-
-
-def _one_by_one(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
-    def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
-        values, grads = [], []
-        for row in z:
-            row = row.clone().requires_grad_()
-            value = fn(row)
-            values.append(value.detach())
-            grads.append(torch.autograd.grad(value, row)[0])
-        return torch.stack(values), torch.stack(grads)
-
-    return evaluate
-
-
-class _SafeLog(torch.autograd.Function):
-    """The logarithm of Pyro's enumeration, bounded in gradient, in a form that vmap accepts."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.log()
-
-    @staticmethod
-    def setup_context(
-        ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor
-    ) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad / x.clamp(min=torch.finfo(x.dtype).eps)
-
-
-@contextlib.contextmanager
-def _mappable_log() -> Iterator[None]:
-    original = pyro.ops.einsum.torch_log.safe_log
-    pyro.ops.einsum.torch_log.safe_log = _SafeLog.apply
-    try:
-        yield
-    finally:
-        pyro.ops.einsum.torch_log.safe_log = original

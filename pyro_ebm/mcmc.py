@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
 from .distributions import Boltzmann
 from .engine import Compile
-from .kernels.acceleration import accelerated
+from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.hamiltonian import HMC
-from .kernels.transition import run, seeded_generator, statistics
+from .kernels.transition import seeded_generator, statistics
 from .potential import Model
 
 WORTH_TRACING = 100
@@ -128,7 +128,7 @@ class MCMC(AbstractMCMC):
             total=self.warmup_steps + self.num_samples, disable=self.disable_progbar
         ) as progress:
             self._accelerate(progress)
-            adaptation = Adaptation(self.kernel, self.warmup_steps)
+            adaptation = self.kernel.adaptation(self.warmup_steps)
             self._warmup = self._draw(self.warmup_steps, "warmup", progress, adaptation)
             self.warmup_time = time.perf_counter() - began
             self._draws = self._draw(self.num_samples, "sample", progress, None)
@@ -137,9 +137,9 @@ class MCMC(AbstractMCMC):
     def _accelerate(self, progress: tqdm) -> None:
         short = self.warmup_steps + self.num_samples < WORTH_TRACING
         compile = False if self.compile == "auto" and short else self.compile
-        self._running, target, rung = accelerated(self.kernel, self.potential, self.state, compile)
-        self._target, self.engine = target, str(rung)
-        progress.set_postfix_str(rung.rung)
+        self._runner = Runner(self.kernel, self.potential, self.state, compile)
+        self.engine = str(self._runner.rung)
+        progress.set_postfix_str(self._runner.rung.name)
 
     def _start(self) -> Tensor:
         if self.initial_params is not None:
@@ -155,12 +155,12 @@ class MCMC(AbstractMCMC):
         draws = _Draws(self.state.z, num_steps)
         progress.set_description(stage)
         try:
-            for state, info in run(
-                self._running, self._target, self.state, num_steps, self.generator, adaptation
+            for state, history in self._runner.run(
+                self.state, num_steps, self.generator, adaptation
             ):
                 self.state = state
-                draws.append(state.z, statistics(state, info))
-                progress.update()
+                draws.append(history)
+                progress.update(len(history.z))
         except KeyboardInterrupt:
             if adaptation is not None or not draws.count:
                 raise
@@ -262,13 +262,14 @@ class _Draws:
         self.buffers: dict[str, Tensor] = {}
         self.count = 0
 
-    def append(self, z: Tensor, stats: dict[str, Tensor]) -> None:
-        self.z[:, self.count] = z
-        for name, values in stats.items():
+    def append(self, history: History) -> None:
+        end = self.count + len(history.z)
+        self.z[:, self.count : end] = history.z.transpose(0, 1)
+        for name, values in statistics(history, history.info).items():
             if name not in self.buffers:
                 self.buffers[name] = values.new_empty(self.z.shape[:2])
-            self.buffers[name][:, self.count] = values
-        self.count += 1
+            self.buffers[name][:, self.count : end] = values.T
+        self.count = end
 
     def stats(self) -> dict[str, Tensor]:
         return {name: values[:, : self.count] for name, values in self.buffers.items()}

@@ -22,9 +22,9 @@ from pyro.infer.mcmc.util import _guess_max_plate_nesting, initialize_model
 from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 
+from .batching import ValueAndGrad, batched_value_and_grad
 from .distributions import Boltzmann
 from .energies.base import check_energy, reference_tensor
-from .engine import ValueAndGrad, batched_value_and_grad
 
 Model = Callable[..., object]
 

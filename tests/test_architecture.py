@@ -14,7 +14,7 @@ LAYERS = [
     {"energies"},
     {"guards"},
     {"distributions"},
-    {"potential", "engine"},
+    {"potential", "engine", "batching"},
     {"kernels"},
     {"mcmc", "objectives", "logz", "export"},
     {"zoo"},

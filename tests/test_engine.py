@@ -13,9 +13,9 @@ from torch import tensor
 
 import pyro_ebm as ebm
 from pyro_ebm.energies import MLP
-from pyro_ebm.engine import accelerate
-from pyro_ebm.kernels import HMC, MALA, run
-from pyro_ebm.kernels.acceleration import accelerated
+from pyro_ebm.engine import compile_scan, loop, trace
+from pyro_ebm.kernels import HMC, MALA
+from pyro_ebm.kernels.acceleration import Runner
 from pyro_ebm.potential import Potential
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
@@ -25,10 +25,10 @@ def end_of_run(kernel, target, compile, num_steps=8):
     pyro.set_rng_seed(3)
     potential = Potential.of(target)
     state = kernel.init(potential, potential.initialize(16))
-    kernel, potential, rung = accelerated(kernel, potential, state, compile)
+    runner = Runner(kernel, potential, state, compile)
     generator = torch.Generator().manual_seed(4)
-    *_, (state, info) = run(kernel, potential, state, num_steps, generator)
-    return state, info, rung
+    *_, (state, history) = runner.run(state, num_steps, generator)
+    return state, history.info, runner.rung
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -37,7 +37,7 @@ def test_the_graph_of_a_model_gives_its_numbers_bit_for_bit(kernel, model):
     eager, info, rung = end_of_run(KERNELS[kernel](), model, False)
     assert str(rung) == "eager (compile=False)"
     graph, info_of_graph, rung = end_of_run(KERNELS[kernel](), model, "auto")
-    assert rung.rung == "graph"
+    assert rung.name == "graph"
     assert torch.equal(graph.z, eager.z)
     assert torch.equal(graph.potential, eager.potential)
     assert type(info_of_graph) is type(info)
@@ -47,25 +47,29 @@ def test_the_graph_of_a_model_gives_its_numbers_bit_for_bit(kernel, model):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("kernel", [MALA, HMC])
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "NUTS"])
 def test_the_native_code_of_a_model_gives_its_numbers_to_rounding(kernel):
-    eager, _, _ = end_of_run(kernel(step_size=0.1), MODELS[0], False)
-    native, _, rung = end_of_run(kernel(step_size=0.1), MODELS[0], True)
-    assert rung.rung == "native"
+    eager, info, _ = end_of_run(KERNELS[kernel](), MODELS[0], False)
+    native, native_info, rung = end_of_run(KERNELS[kernel](), MODELS[0], True)
+    assert rung.name == "native"
     torch.testing.assert_close(native.z, eager.z, rtol=1e-9, atol=1e-9)
+    for got, expected in zip(native_info, info, strict=True):
+        assert (got is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(got[-1], expected[-1], rtol=1e-6, atol=1e-9)
 
 
 def test_parameters_that_change_are_seen_by_the_graph():
     energy = MLP((2,), (8,))
     potential = Potential.of(ebm.Boltzmann(energy))
     z = torch.randn(5, 2)
-    gradient = accelerate(potential.value_and_grad, (z,))
-    assert gradient.rung == "graph"
-    before = gradient(z)[0]
+    gradient = trace(potential.value_and_grad, (z,))
+    assert gradient.name == "graph"
+    before = gradient.fn(z)[0]
     with torch.no_grad():
         for parameter in energy.parameters():
             parameter.mul_(1.5)
-    value, grad = gradient(z)
+    value, grad = gradient.fn(z)
     assert not torch.equal(value, before)
     torch.testing.assert_close(value, energy(z).detach())
     torch.testing.assert_close(grad, energy.grad(z))
@@ -106,29 +110,66 @@ def test_a_python_branch_stays_eager_with_a_warning_and_is_never_baked_in():
         warnings.simplefilter("ignore")
         potential.value_and_grad(z)
     with pytest.warns(UserWarning, match="this run stays eager, because tracing stopped at"):
-        gradient = accelerate(potential.value_and_grad, (z,))
-    assert gradient.rung == "eager"
-    torch.testing.assert_close(gradient(-z), potential.value_and_grad(-z))
+        gradient = trace(potential.value_and_grad, (z,))
+    assert gradient.name == "eager"
+    torch.testing.assert_close(gradient.fn(-z), potential.value_and_grad(-z))
 
 
 def test_a_random_function_is_found_out():
     with pytest.warns(UserWarning, match="other numbers than the model: is it random"):
-        noisy = accelerate(lambda x: x + torch.rand_like(x), (torch.zeros(3),))
-    assert noisy.rung == "eager"
+        noisy = trace(lambda x: x + torch.rand_like(x), (torch.zeros(3),))
+    assert noisy.name == "eager"
 
 
-def test_a_machine_without_a_compiler_runs_the_graph(monkeypatch):
+def running_sum(carry, row):
+    (total,) = carry
+    total = total + row[0].square()
+    return (total,), (total, None)
+
+
+START, ROWS = (torch.zeros(3),), (torch.arange(12.0).reshape(4, 3),)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_one_compiled_loop_serves_any_number_of_steps():
+    native = compile_scan(running_sum, START, ROWS, size=1)
+    assert native.name == "native"
+    for length in (4, 1, 3):
+        (total,), (kept, nothing) = native.fn(START, (ROWS[0][:length],))
+        expected = ROWS[0][:length].square().cumsum(0)
+        torch.testing.assert_close(kept, expected)
+        torch.testing.assert_close(total, expected[-1])
+        assert nothing is None
+
+
+def test_a_machine_without_a_compiler_stays_below(monkeypatch):
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no C++ compiler found")
 
-    monkeypatch.setattr(torch._inductor, "compile", no_compiler)
+    monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.warns(UserWarning, match="not native, because compiling stopped at.*no C\\+\\+"):
-        square = accelerate(torch.square, (torch.ones(3),), compile=True)
-    assert square.rung == "graph"
-    assert torch.equal(square(tensor([1.0, 2.0, 3.0])), tensor([1.0, 4.0, 9.0]))
+        rung = compile_scan(running_sum, START, ROWS, size=1)
+    assert rung.name == "graph"
+    assert rung.fn is None
+    mcmc = ebm.MCMC(MALA(MODELS[0]), 5, 5, compile=True, disable_progbar=True)
+    with pytest.warns(UserWarning, match="this run is not native"):
+        mcmc.run()
+    assert mcmc.engine.startswith("graph")
 
 
 def test_a_graph_too_large_to_compile_stays_a_graph(monkeypatch):
     monkeypatch.setattr("pyro_ebm.engine.MAX_NATIVE_OPS", 0)
-    square = accelerate(torch.square, (torch.ones(3),), compile=True)
-    assert str(square) == "graph (1 operations are too many to compile)"
+    rung = compile_scan(running_sum, START, ROWS, size=1)
+    assert str(rung) == "graph (1 operations are too many to compile)"
+
+
+def test_a_loop_of_python_ends_when_its_condition_does():
+    count, total = loop(
+        lambda carry: carry[0] > 0,
+        lambda carry: (carry[0] - 1, carry[1] + carry[0]),
+        (tensor(4), tensor(0)),
+    )
+    assert (count, total) == (0, 10)
+    assert loop(lambda x: x < 0, lambda x: x + 1, tensor(5)) == 5

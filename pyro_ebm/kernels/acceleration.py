@@ -2,23 +2,127 @@
 
 from __future__ import annotations
 
-__all__ = ["accelerated"]
+__all__ = ["History", "Runner", "traced"]
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..engine import Accelerated, Compile, accelerate
+from ..engine import Compile, Rung, compile_scan, trace
 from ..potential import Potential
+from .adaptation import Adaptation
 from .base import Kernel
-from .transition import Info, State
+from .transition import Info, State, blocks, run
+
+
+class History(NamedTuple):
+    """What is kept of consecutive steps, which come first in every shape."""
+
+    z: Tensor
+    potential: Tensor
+    step_size: Tensor
+    info: Info
+
+
+class Runner:
+    """Moves chains on the highest rung that their kernel and target reach.
+
+    Args:
+        kernel: The kernel.
+        potential: Its target.
+        state: A state of as many chains as will be moved.
+        compile: ``"auto"`` traces a step into its graph, ``True`` compiles loops of steps too,
+            ``False`` leaves all as it is.
+    """
+
+    def __init__(
+        self, kernel: Kernel, potential: Potential, state: State, compile: Compile
+    ) -> None:
+        self._kernel, self._potential = kernel, potential
+        self._native = None
+        self.rung: Rung = Rung(None, "eager", "compile=False")
+        if compile is False:
+            return
+        self._kernel, self._potential, self.rung = traced(kernel, potential, state)
+        if compile is True and self.rung.name == "graph":
+            self._go_native(state)
+
+    def _go_native(self, state: State) -> None:
+        kernel, potential = self._kernel, self._potential
+
+        def step(state: State, noise: tuple[Tensor, ...]) -> tuple[State, History]:
+            state, info = kernel.step(potential, state, noise)
+            return state, History(state.z, state.potential, state.step_size, info)
+
+        noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0), 1)
+        self.rung = compile_scan(step, state, noise, self.rung.size)
+        self._native = self.rung.fn
+
+    def run(
+        self,
+        state: State,
+        num_steps: int,
+        generator: torch.Generator,
+        adaptation: Adaptation | None = None,
+    ) -> Iterator[tuple[State, History]]:
+        """Moves the chains.
+
+        Args:
+            state: Where the chains begin.
+            num_steps: How many steps to make.
+            generator: Where the noise comes from.
+            adaptation: What tunes the state after each step; none for draws to keep.
+
+        Yields:
+            The state after some steps, and the history of these steps.
+        """
+        walk = self._step_by_step if self._native is None else self._in_blocks
+        return walk(state, num_steps, generator, adaptation)
+
+    def _step_by_step(
+        self,
+        state: State,
+        num_steps: int,
+        generator: torch.Generator,
+        adaptation: Adaptation | None,
+    ) -> Iterator[tuple[State, History]]:
+        for now, info in run(
+            self._kernel, self._potential, state, num_steps, generator, adaptation
+        ):
+            of_state = (now.z[None], now.potential[None], now.step_size[None])
+            yield now, History(*of_state, _each(info, lambda field: field[None]))
+
+    def _in_blocks(
+        self,
+        state: State,
+        num_steps: int,
+        generator: torch.Generator,
+        adaptation: Adaptation | None,
+    ) -> Iterator[tuple[State, History]]:
+        for length in blocks(state.z, num_steps):
+            noise = self._kernel.noise(state, generator, length)
+            if adaptation is None:
+                state, history = self._native(state, noise)
+                yield state, history
+                continue
+            for k in range(length):
+                state, history = self._native(state, tuple(x[k : k + 1] for x in noise))
+                state = adaptation.update(state, _each(history.info, lambda field: field[0]))
+                yield state, history
+
+
+def _each(info: Info, change: Callable[[Tensor], Tensor]) -> Info:
+    return Info(*(None if field is None else change(field) for field in info))
 
 
 class _Traced:
     """A kernel whose step is one graph; it stands for the kernel in ``run``."""
 
-    def __init__(self, kernel: Kernel, step: Accelerated) -> None:
+    def __init__(self, kernel: Kernel, step: Rung) -> None:
         self.noise = kernel.noise
-        self._step = step
+        self._step = step.fn
 
     def step(
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
@@ -27,13 +131,10 @@ class _Traced:
         return self._step(state, noise)
 
 
-def accelerated(
-    kernel: Kernel,
-    potential: Potential,
-    state: State,
-    compile: Compile,
-) -> tuple[Kernel | _Traced, Potential, Accelerated]:
-    """Prepares a kernel and its target for many steps from ``state``.
+def traced(
+    kernel: Kernel, potential: Potential, state: State
+) -> tuple[Kernel | _Traced, Potential, Rung]:
+    """Takes a kernel and its target to their graph.
 
     A kernel whose step is free of branches becomes one graph, its target's gradient within; of
     others, the gradient alone does.
@@ -42,14 +143,13 @@ def accelerated(
         kernel: The kernel.
         potential: Its target.
         state: A state of as many chains as will be moved.
-        compile: See :func:`pyro_ebm.engine.accelerate`.
 
     Returns:
         What to run in place of the kernel and of the target, and the rung that was reached.
     """
     if kernel.branch_free:
         noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0))
-        step = accelerate(lambda s, n: kernel.step(potential, s, n), (state, noise), compile)
+        step = trace(lambda s, n: kernel.step(potential, s, n), (state, noise))
         return _Traced(kernel, step), potential, step
-    gradient = accelerate(potential.value_and_grad, (state.z,), compile)
-    return kernel, Potential(gradient, potential.sites, potential.start), gradient
+    gradient = trace(potential.value_and_grad, (state.z,))
+    return kernel, Potential(gradient.fn, potential.sites, potential.start), gradient

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
+from .adaptation import Adaptation
 from .pyro_face import PyroFace
 from .transition import Info, State
 
@@ -80,9 +81,19 @@ class Kernel(PyroFace):
         step_size = z.new_tensor(self.step_size)
         return State(z.detach(), value, grad, step_size, z.new_ones(z.shape[-1]))
 
+    def adaptation(self, warmup_steps: int) -> Adaptation:
+        """Makes what tunes the state of chains in warmup.
+
+        Args:
+            warmup_steps: The number of steps in which to do it.
+        """
+        return Adaptation(self, warmup_steps)
+
     @abstractmethod
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draws all the randomness of one step."""
+    def noise(
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
+        """Draws all the randomness of one step, or of ``num_steps``, which come first in shape."""
 
     @abstractmethod
     def step(

@@ -5,7 +5,7 @@ r"""Hamiltonian kernels: a momentum carries the chain along level sets of the to
 
 from __future__ import annotations
 
-__all__ = ["HMC", "leapfrog"]
+__all__ = ["HMC", "leapfrog", "trajectory"]
 
 from collections.abc import Callable
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..distributions import Boltzmann
+from ..engine import loop
 from ..potential import Model, Potential
 from .base import Kernel
-from .transition import Info, State, metropolis
+from .transition import Info, State, metropolis, normal_like, uniform_like
 
 MAX_ENERGY_ERROR = 1000.0
 """An energy error in nats above which a trajectory counts as divergent, as in Stan and Pyro."""
@@ -92,20 +93,21 @@ class HMC(Kernel):
         self.num_steps = num_steps
         self.jitter = jitter
 
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: D102
-        momentum = torch.empty_like(state.z).normal_(generator=generator)
-        uniform = torch.empty_like(state.potential).uniform_(generator=generator)
-        length = torch.empty((), device=state.z.device).uniform_(-1, 1, generator=generator)
+    def noise(  # noqa: D102
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
+        momentum = normal_like(state.z, generator, *num_steps)
+        uniform = uniform_like(state.potential, generator, *num_steps)
+        length = uniform_like(state.step_size, generator, *num_steps)
         return momentum, uniform, length
 
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
     ) -> tuple[State, Info]:
         momentum, uniform, length = noise
-        num_steps = max(1, round(self.num_steps * (1 + self.jitter * length.item())))
-        proposal, end = state, momentum
-        for _ in range(num_steps):
-            proposal, end = leapfrog(potential, proposal, end)
+        jittered = self.num_steps * (1 + self.jitter * (2 * length - 1))
+        num_steps = jittered.round().clamp(min=1).long()
+        proposal, end = trajectory(potential, state, momentum, num_steps)
         kinetic = 0.5 * ((end - momentum) * (end + momentum)).sum(-1, dtype=torch.float64)
         log_ratio = state.potential.double() - proposal.potential.double() - kinetic
         moved, accept_prob, accepted = metropolis(state, proposal, log_ratio, uniform)
@@ -115,9 +117,33 @@ class HMC(Kernel):
             accept_prob=accept_prob,
             accepted=accepted,
             energy=moved.potential + 0.5 * kept.square().sum(-1),
-            num_steps=torch.full_like(state.potential, num_steps, dtype=torch.long),
+            num_steps=num_steps.expand_as(state.potential),
         )
         return moved, info
+
+
+def trajectory(
+    potential: Potential, state: State, momentum: Tensor, num_steps: Tensor
+) -> tuple[State, Tensor]:
+    """Makes a number of leapfrog steps, the same for all chains.
+
+    Args:
+        potential: The target.
+        state: Where the chains are, with their step size and units.
+        momentum: The momentum of each chain, with shape ``(C, D)``.
+        num_steps: The number of steps, 0-d.
+
+    Returns:
+        The new state and momentum.
+    """
+
+    def step(
+        now: tuple[Tensor, tuple[State, Tensor]],
+    ) -> tuple[Tensor, tuple[State, Tensor]]:
+        left, (here, p) = now
+        return left - 1, leapfrog(potential, here, p)
+
+    return loop(lambda now: now[0] > 0, step, (num_steps, (state, momentum)))[1]
 
 
 def leapfrog(potential: Potential, state: State, momentum: Tensor) -> tuple[State, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
-from .transition import Info, State, metropolis
+from .transition import Info, State, metropolis, normal_like, uniform_like
 
 
 class ULA(Kernel):
@@ -69,8 +69,10 @@ class ULA(Kernel):
             target_accept_prob=0.5,
         )
 
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: D102
-        return (torch.empty_like(state.z).normal_(generator=generator),)
+    def noise(  # noqa: D102
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
+        return (normal_like(state.z, generator, *num_steps),)
 
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
@@ -149,9 +151,11 @@ class MALA(Kernel):
             target_accept_prob=target_accept_prob,
         )
 
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: D102
-        normal = torch.empty_like(state.z).normal_(generator=generator)
-        return normal, torch.empty_like(state.potential).uniform_(generator=generator)
+    def noise(  # noqa: D102
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
+        normal = normal_like(state.z, generator, *num_steps)
+        return normal, uniform_like(state.potential, generator, *num_steps)
 
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
-from .transition import Info, State, metropolis
+from .transition import Info, State, metropolis, normal_like, uniform_like
 
 
 class RandomWalk(Kernel):
@@ -71,9 +71,11 @@ class RandomWalk(Kernel):
             target_accept_prob=target_accept_prob,
         )
 
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: D102
-        normal = torch.empty_like(state.z).normal_(generator=generator)
-        return normal, torch.empty_like(state.potential).uniform_(generator=generator)
+    def noise(  # noqa: D102
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
+        normal = normal_like(state.z, generator, *num_steps)
+        return normal, uniform_like(state.potential, generator, *num_steps)
 
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]

@@ -22,7 +22,7 @@ from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
 from .hamiltonian import MAX_ENERGY_ERROR
-from .transition import Info, State, metropolis
+from .transition import Info, State, metropolis, normal_like, uniform_like
 from .underdamped import MomentumState, WithMomentum, step_or_turn
 
 
@@ -101,20 +101,18 @@ class MAMS(Kernel):
         _refuse_one_dimension(self, z)
         return super().init(potential, z)
 
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: D102
-        normal = torch.empty_like(state.z).normal_(generator=generator)
-        uniform = torch.empty_like(state.potential).uniform_(generator=generator)
-        return (
-            normal,
-            uniform,
-            torch.empty_like(state.step_size).uniform_(-1, 1, generator=generator),
-        )
+    def noise(  # noqa: D102
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
+        normal = normal_like(state.z, generator, *num_steps)
+        uniform = uniform_like(state.potential, generator, *num_steps)
+        return normal, uniform, uniform_like(state.step_size, generator, *num_steps)
 
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
     ) -> tuple[State, Info]:
         xi, uniform, length = noise
-        proposal = state._replace(step_size=state.step_size * (1 + self.jitter * length))
+        proposal = state._replace(step_size=state.step_size * (1 + self.jitter * (2 * length - 1)))
         u = _unit(xi)
         kinetic = torch.zeros_like(state.potential, dtype=torch.float64)
         for _ in range(self.num_steps):
@@ -197,9 +195,9 @@ class MCLMC(WithMomentum):
         return super().init(potential, z)
 
     def noise(  # noqa: D102
-        self, state: MomentumState, generator: torch.Generator
+        self, state: MomentumState, generator: torch.Generator, *num_steps: int
     ) -> tuple[Tensor, ...]:
-        return (torch.empty_like(state.z).normal_(generator=generator),)
+        return (normal_like(state.z, generator, *num_steps),)
 
     def step(  # noqa: D102
         self, potential: Potential, state: MomentumState, noise: tuple[Tensor, ...]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
-from .transition import Info, State
+from .transition import Info, State, normal_like
 from .tree import begin, extend
 
 BLOCK = 8
@@ -95,13 +95,16 @@ class NUTS(Kernel):
         )
         self.max_tree_depth = max_tree_depth
 
-    def noise(self, state: State, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def noise(
+        self, state: State, generator: torch.Generator, *num_steps: int
+    ) -> tuple[Tensor, ...]:
         """Draws a momentum and, since nobody knows how many uniforms it takes, a seed per chain.
 
         The uniforms of a chain are a stream of its own, that of SplitMix64 from its seed.
         """
-        momentum = torch.empty_like(state.z).normal_(generator=generator)
-        seed = torch.empty_like(state.potential, dtype=torch.long).random_(generator=generator)
+        momentum = normal_like(state.z, generator, *num_steps)
+        seed = torch.empty(momentum.shape[:-1], dtype=torch.long, device=momentum.device)
+        seed.random_(generator=generator)
         return momentum, seed
 
     def step(  # noqa: D102

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
-from .adaptation import Adaptation
 from .transition import run, seeded_generator, statistics
 
 
@@ -81,7 +80,7 @@ class PyroFace(MCMCKernel):
         z = self._potential.initialize(1) if rows is None else self._potential.flatten(rows)
         self._state = self.init(self._potential, z)
         self._generator = seeded_generator(z.device)
-        self._adaptation = Adaptation(self, warmup_steps)
+        self._adaptation = self.adaptation(warmup_steps)
         self._warmup_left = warmup_steps
         self._record: list[dict[str, Tensor]] = []
         self._params = self._initial_params = self._values()

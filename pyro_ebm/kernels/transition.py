@@ -6,7 +6,17 @@ Chains are the first dimension of every tensor. All that the next step needs is 
 
 from __future__ import annotations
 
-__all__ = ["Info", "State", "metropolis", "run", "seeded_generator", "statistics"]
+__all__ = [
+    "Info",
+    "State",
+    "blocks",
+    "metropolis",
+    "normal_like",
+    "run",
+    "seeded_generator",
+    "statistics",
+    "uniform_like",
+]
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,6 +66,11 @@ class Info(NamedTuple):
     """Whether nothing but the limit on its depth ended the trajectory."""
 
 
+BLOCK_STEPS = 64
+BLOCK_NUMBERS = 2**20
+"""For how many steps noise is drawn at once: so many, and no more than that many numbers."""
+
+
 def run(
     kernel: Kernel,
     potential: Potential,
@@ -77,11 +92,24 @@ def run(
     Yields:
         The state and what happened, after each step.
     """
-    for _ in range(num_steps):
-        state, info = kernel.step(potential, state, kernel.noise(state, generator))
-        if adaptation is not None:
-            state = adaptation.update(state, info)
-        yield state, info
+    for length in blocks(state.z, num_steps):
+        for noise in zip(*kernel.noise(state, generator, length), strict=True):
+            state, info = kernel.step(potential, state, noise)
+            if adaptation is not None:
+                state = adaptation.update(state, info)
+            yield state, info
+
+
+def blocks(z: Tensor, num_steps: int) -> Iterator[int]:
+    """Yields the lengths of the blocks of steps whose noise is drawn at once.
+
+    Args:
+        z: The chains, with shape ``(C, D)``.
+        num_steps: The number of steps in all.
+    """
+    length = max(1, min(BLOCK_STEPS, BLOCK_NUMBERS // max(1, z.numel())))
+    for begun in range(0, num_steps, length):
+        yield min(length, num_steps - begun)
 
 
 def metropolis(
@@ -109,6 +137,16 @@ def metropolis(
     return moved, accept_prob, accepted
 
 
+def normal_like(x: Tensor, generator: torch.Generator, *num_steps: int) -> Tensor:
+    """Draws standard normal noise of the shape of ``x``, once or for ``num_steps`` steps."""
+    return x.new_empty((*num_steps, *x.shape)).normal_(generator=generator)
+
+
+def uniform_like(x: Tensor, generator: torch.Generator, *num_steps: int) -> Tensor:
+    """Draws uniform noise in [0, 1) of the shape of ``x``, once or for ``num_steps`` steps."""
+    return x.new_empty((*num_steps, *x.shape)).uniform_(generator=generator)
+
+
 def seeded_generator(device: torch.device) -> torch.Generator:
     """Makes a generator seeded by torch's global one, so that ``pyro.set_rng_seed`` rules."""
     seed = int(torch.randint(2**62, ()))
@@ -123,12 +161,12 @@ def statistics(state: State, info: Info) -> dict[str, Tensor]:
         info: What happened.
 
     Returns:
-        Tensors of shape ``(C,)``, those that mean something for the kernel: ``lp`` is the log
+        Tensors of shape ``(*, C)``, those that mean something for the kernel: ``lp`` is the log
         density in unconstrained space up to a constant, ``energy`` the Hamiltonian.
     """
     named = {
         "lp": -state.potential,
-        "step_size": state.step_size.expand(len(state.z)),
+        "step_size": state.step_size.unsqueeze(-1).expand_as(state.potential),
         "diverging": info.diverging,
         "acceptance_rate": info.accept_prob,
         "accepted": info.accepted,

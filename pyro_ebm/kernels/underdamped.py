@@ -24,7 +24,7 @@ from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
 from .hamiltonian import MAX_ENERGY_ERROR, leapfrog
-from .transition import Info, metropolis
+from .transition import Info, metropolis, normal_like, uniform_like
 
 
 class MomentumState(NamedTuple):
@@ -123,9 +123,9 @@ class UnderdampedLangevin(WithMomentum):
         self.friction = _positive(friction)
 
     def noise(  # noqa: D102
-        self, state: MomentumState, generator: torch.Generator
+        self, state: MomentumState, generator: torch.Generator, *num_steps: int
     ) -> tuple[Tensor, ...]:
-        return (torch.empty_like(state.z).normal_(generator=generator),)
+        return (normal_like(state.z, generator, *num_steps),)
 
     def step(  # noqa: D102
         self, potential: Potential, state: MomentumState, noise: tuple[Tensor, ...]
@@ -207,10 +207,10 @@ class GHMC(WithMomentum):
         self.friction = _positive(friction)
 
     def noise(  # noqa: D102
-        self, state: MomentumState, generator: torch.Generator
+        self, state: MomentumState, generator: torch.Generator, *num_steps: int
     ) -> tuple[Tensor, ...]:
-        normal = torch.empty_like(state.z).normal_(generator=generator)
-        return normal, torch.empty_like(state.potential).uniform_(generator=generator)
+        normal = normal_like(state.z, generator, *num_steps)
+        return normal, uniform_like(state.potential, generator, *num_steps)
 
     def step(  # noqa: D102
         self, potential: Potential, state: MomentumState, noise: tuple[Tensor, ...]
