@@ -25,9 +25,6 @@ from .kernels.hamiltonian import HMC
 from .kernels.transition import seeded_generator, statistics
 from .potential import Model
 
-WORTH_TRACING = 100
-"""The number of steps below which tracing would take longer than it saves."""
-
 
 class MCMC(AbstractMCMC):
     r"""Runs a kernel on many chains at once: chains are a dimension of a tensor, not processes.
@@ -47,9 +44,10 @@ class MCMC(AbstractMCMC):
         num_superchains: If given, chains start in that many groups, each at one point, which
             nested R-hat needs; it must divide ``num_chains``.
         compile: How far to take the step up the rungs of :mod:`pyro_ebm.engine`: ``"auto"`` traces
-            it into a graph, with the same numbers bit for bit; ``True`` also compiles the graph,
-            which costs seconds once and pays for long runs, with the same numbers to rounding;
-            ``False`` does neither. ``mcmc.engine`` says what was reached, and why.
+            it into a graph, with the same numbers bit for bit, and compiles loops of steps to
+            native code once what is left to do would take minutes otherwise; ``True`` compiles at
+            once, which takes about ten seconds; ``False`` does neither. ``mcmc.engine`` says what
+            was reached, and why.
         disable_progbar: Whether to be silent.
 
     Raises:
@@ -102,7 +100,7 @@ class MCMC(AbstractMCMC):
         self.num_superchains = num_superchains
         self.compile = compile
         self.disable_progbar = disable_progbar
-        self.engine = ""
+        self._runner: Runner | None = None
         self.warmup_time = 0.0
         self.sampling_time = 0.0
 
@@ -127,19 +125,13 @@ class MCMC(AbstractMCMC):
         with tqdm(
             total=self.warmup_steps + self.num_samples, disable=self.disable_progbar
         ) as progress:
-            self._accelerate(progress)
+            num_steps = self.warmup_steps + self.num_samples
+            self._runner = Runner(self.kernel, self.potential, self.state, num_steps, self.compile)
             adaptation = self.kernel.adaptation(self.warmup_steps)
             self._warmup = self._draw(self.warmup_steps, "warmup", progress, adaptation)
             self.warmup_time = time.perf_counter() - began
             self._draws = self._draw(self.num_samples, "sample", progress, None)
         self.sampling_time = time.perf_counter() - began - self.warmup_time
-
-    def _accelerate(self, progress: tqdm) -> None:
-        short = self.warmup_steps + self.num_samples < WORTH_TRACING
-        compile = False if self.compile == "auto" and short else self.compile
-        self._runner = Runner(self.kernel, self.potential, self.state, compile)
-        self.engine = str(self._runner.rung)
-        progress.set_postfix_str(self._runner.rung.name)
 
     def _start(self) -> Tensor:
         if self.initial_params is not None:
@@ -160,6 +152,7 @@ class MCMC(AbstractMCMC):
             ):
                 self.state = state
                 draws.append(history)
+                progress.set_postfix_str(self._runner.rung.name, refresh=False)
                 progress.update(len(history.z))
         except KeyboardInterrupt:
             if adaptation is not None or not draws.count:
@@ -169,6 +162,11 @@ class MCMC(AbstractMCMC):
                 stacklevel=3,
             )
         return draws
+
+    @property
+    def engine(self) -> str:
+        """The rung of :mod:`pyro_ebm.engine` that the run reached, and why that one."""
+        return "" if self._runner is None else str(self._runner.rung)
 
     @property
     def num_draws(self) -> int:

@@ -13,7 +13,7 @@ from torch import tensor
 
 import pyro_ebm as ebm
 from pyro_ebm.energies import MLP
-from pyro_ebm.engine import compile_scan, loop, trace
+from pyro_ebm.engine import Rung, compile_scan, loop, trace
 from pyro_ebm.kernels import HMC, MALA
 from pyro_ebm.kernels.acceleration import Runner
 from pyro_ebm.potential import Potential
@@ -25,7 +25,7 @@ def end_of_run(kernel, target, compile, num_steps=8):
     pyro.set_rng_seed(3)
     potential = Potential.of(target)
     state = kernel.init(potential, potential.initialize(16))
-    runner = Runner(kernel, potential, state, compile)
+    runner = Runner(kernel, potential, state, 1000, compile)
     generator = torch.Generator().manual_seed(4)
     *_, (state, history) = runner.run(state, num_steps, generator)
     return state, history.info, runner.rung
@@ -80,7 +80,7 @@ def test_the_driver_says_what_it_reached():
     for compile, steps, expected in (
         (False, 80, "eager"),
         ("auto", 80, "graph"),
-        ("auto", 5, "eager"),
+        ("auto", 5, "eager (only 10 steps)"),
     ):
         mcmc = ebm.MCMC(MALA(target), steps, steps, compile=compile, disable_progbar=True)
         mcmc.run()
@@ -95,6 +95,26 @@ def test_a_seed_gives_the_same_run_on_every_exact_rung():
         return mcmc.get_samples()["slope"]
 
     assert torch.equal(draws(False), draws("auto"))
+
+
+def test_a_run_is_compiled_once_that_pays_and_a_seed_decides_when(monkeypatch):
+    """By counts of operations, and not by a clock."""
+    compiled = []
+
+    def compile_scan(step, state, noise, size):
+        compiled.append(size)
+        return Rung(None, "graph", "only asked", size)
+
+    monkeypatch.setattr("pyro_ebm.kernels.acceleration.compile_scan", compile_scan)
+    target = ebm.Boltzmann(MLP((2,), (8,)))
+    for steps, expected in ((200, 0), (10**6, 1)):
+        potential = Potential.of(target)
+        kernel = HMC(step_size=0.1, num_steps=10)
+        state = kernel.init(potential, torch.randn(4, 2))
+        runner = Runner(kernel, potential, state, steps, "auto")
+        for _ in runner.run(state, 130, torch.Generator().manual_seed(0)):
+            pass
+        assert len(compiled) == expected
 
 
 def branching():

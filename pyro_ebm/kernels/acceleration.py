@@ -16,6 +16,16 @@ from .adaptation import Adaptation
 from .base import Kernel
 from .transition import Info, State, blocks, run
 
+WORTH_TRACING = 100
+"""The number of steps below which tracing would take longer than it saves."""
+
+WORTH_COMPILING = 30.0
+"""The seconds of steps to come above which the ten that compiling takes are well spent."""
+
+SECONDS_PER_OPERATION = 4e-6
+SECONDS_PER_NUMBER = 5e-10
+"""What an operation of a graph takes on a CPU, about, and each number that it makes."""
+
 
 class History(NamedTuple):
     """What is kept of consecutive steps, which come first in every shape."""
@@ -33,20 +43,31 @@ class Runner:
         kernel: The kernel.
         potential: Its target.
         state: A state of as many chains as will be moved.
-        compile: ``"auto"`` traces a step into its graph, ``True`` compiles loops of steps too,
-            ``False`` leaves all as it is.
+        num_steps: How many steps will be made in all.
+        compile: ``"auto"`` traces a step into its graph, and compiles loops of steps once the
+            steps to come would take minutes otherwise; ``True`` compiles at once, ``False`` leaves
+            all as it is.
     """
 
     def __init__(
-        self, kernel: Kernel, potential: Potential, state: State, compile: Compile
+        self,
+        kernel: Kernel,
+        potential: Potential,
+        state: State,
+        num_steps: int,
+        compile: Compile,
     ) -> None:
         self._kernel, self._potential = kernel, potential
-        self._native = None
-        self.rung: Rung = Rung(None, "eager", "compile=False")
-        if compile is False:
+        self._steps_left = num_steps
+        self._native: Callable | None = None
+        self._may_compile = False
+        if compile is False or (compile == "auto" and num_steps < WORTH_TRACING):
+            reason = f"compile={compile}" if compile is False else f"only {num_steps} steps"
+            self.rung: Rung = Rung(None, "eager", reason)
             return
         self._kernel, self._potential, self.rung = traced(kernel, potential, state)
-        if compile is True and self.rung.name == "graph":
+        self._may_compile = self.rung.name == "graph"
+        if compile is True and self._may_compile:
             self._go_native(state)
 
     def _go_native(self, state: State) -> None:
@@ -56,6 +77,7 @@ class Runner:
             state, info = kernel.step(potential, state, noise)
             return state, History(state.z, state.potential, state.step_size, info)
 
+        self._may_compile = False
         noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0), 1)
         self.rung = compile_scan(step, state, noise, self.rung.size)
         self._native = self.rung.fn
@@ -78,8 +100,24 @@ class Runner:
         Yields:
             The state after some steps, and the history of these steps.
         """
-        walk = self._step_by_step if self._native is None else self._in_blocks
-        return walk(state, num_steps, generator, adaptation)
+        for length in blocks(state.z, num_steps):
+            walk = self._step_by_step if self._native is None else self._as_one
+            for moved, history in walk(state, length, generator, adaptation):
+                yield moved, history
+            state = moved
+            self._steps_left -= length
+            if self._may_compile and self._seconds_left(history) > WORTH_COMPILING:
+                self._go_native(state)
+
+    def _seconds_left(self, history: History) -> float:
+        """What the steps to come would take as a graph, from counts alone.
+
+        No clock is read, so that a seed gives the same run on every day.
+        """
+        num_steps = history.info.num_steps
+        gradients = 1.0 if num_steps is None else num_steps.double().mean().item()
+        of_operation = SECONDS_PER_OPERATION + SECONDS_PER_NUMBER * history.z[0].numel()
+        return self._steps_left * gradients * self.rung.size * of_operation
 
     def _step_by_step(
         self,
@@ -94,23 +132,21 @@ class Runner:
             of_state = (now.z[None], now.potential[None], now.step_size[None])
             yield now, History(*of_state, _each(info, lambda field: field[None]))
 
-    def _in_blocks(
+    def _as_one(
         self,
         state: State,
         num_steps: int,
         generator: torch.Generator,
         adaptation: Adaptation | None,
     ) -> Iterator[tuple[State, History]]:
-        for length in blocks(state.z, num_steps):
-            noise = self._kernel.noise(state, generator, length)
-            if adaptation is None:
-                state, history = self._native(state, noise)
-                yield state, history
-                continue
-            for k in range(length):
-                state, history = self._native(state, tuple(x[k : k + 1] for x in noise))
-                state = adaptation.update(state, _each(history.info, lambda field: field[0]))
-                yield state, history
+        noise = self._kernel.noise(state, generator, num_steps)
+        if adaptation is None:
+            yield self._native(state, noise)
+            return
+        for k in range(num_steps):
+            state, history = self._native(state, tuple(x[k : k + 1] for x in noise))
+            state = adaptation.update(state, _each(history.info, lambda field: field[0]))
+            yield state, history
 
 
 def _each(info: Info, change: Callable[[Tensor], Tensor]) -> Info:
