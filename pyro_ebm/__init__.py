@@ -3,6 +3,7 @@
 from . import datasets, diagnostics, energies, kernels, logz, metrics, objectives, plotting, zoo
 from .compare import compare
 from .distributions import Boltzmann, energy_factor
+from .draws import Draws
 from .export import to_arviz
 from .mcmc import MCMC
 from .objectives.base import no_guide
@@ -11,6 +12,7 @@ from .version import __version__
 __all__ = [
     "MCMC",
     "Boltzmann",
+    "Draws",
     "__version__",
     "compare",
     "datasets",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 __all__ = ["MCMC"]
 
+import os
 import time
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +20,18 @@ from tqdm.auto import tqdm
 
 from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
 from .distributions import Boltzmann
+from .draws import Draws
 from .engine import Compile
 from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
-from .kernels.hamiltonian import HMC
+from .kernels.chees import ChEES
 from .kernels.transition import seeded_generator, statistics
 from .potential import Model
+
+HANDED_OVER_STEPS = 64
+HANDED_OVER_NUMBERS = 2**23
+"""How many steps are stored at once: so many, and no more than that many numbers."""
 
 
 class MCMC(AbstractMCMC):
@@ -35,7 +43,8 @@ class MCMC(AbstractMCMC):
 
     Args:
         kernel: A kernel with a target (a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
-            ``potential_fn=``), or a target alone: then :class:`~pyro_ebm.kernels.HMC` samples it.
+            ``potential_fn=``), or a target alone: then :class:`~pyro_ebm.kernels.ChEES` samples
+            it, and nothing needs to be tuned.
         num_samples: The number of draws to keep, per chain.
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
         num_chains: The number of chains.
@@ -49,11 +58,17 @@ class MCMC(AbstractMCMC):
             once, which takes about ten seconds; ``False`` does neither. ``mcmc.engine`` says what
             was reached, and why.
         disable_progbar: Whether to be silent.
+        thin: Of how many steps the last is kept: ``num_samples * thin`` steps are made.
+            Divergences of the steps between are counted.
+        save: The names of the sites to keep, all if not given; with ``()`` none, and only moments
+            remain, of every site and chain (``mcmc.draws.moments()``).
+        store: A folder to stream the draws to, in place of memory; for as many chains as there is
+            disk. :meth:`pyro_ebm.Draws.open` reads it, after a crash too.
 
     Raises:
         ValueError: If a count is not positive, ``initial_params`` does not have ``num_chains``
-            rows, or ``num_superchains`` does not divide ``num_chains``; and whatever the kernel's
-            target raises.
+            rows, ``num_superchains`` does not divide ``num_chains``, ``save`` names no site, or
+            ``store`` holds draws already; and whatever the kernel's target raises.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -75,6 +90,9 @@ class MCMC(AbstractMCMC):
         num_superchains: int | None = None,
         compile: Compile = "auto",
         disable_progbar: bool = False,
+        thin: int = 1,
+        save: Sequence[str] | None = None,
+        store: str | os.PathLike | None = None,
     ) -> None:
         warmup_steps = num_samples if warmup_steps is None else warmup_steps
         if num_samples < 1 or num_chains < 1 or warmup_steps < 0:
@@ -92,7 +110,7 @@ class MCMC(AbstractMCMC):
                     f"initial_params['{name}'] must have num_chains={num_chains} rows, got shape "
                     f"{tuple(value.shape)}"
                 )
-        kernel = kernel if isinstance(kernel, Kernel) else HMC(kernel)
+        kernel = kernel if isinstance(kernel, Kernel) else ChEES(kernel)
         super().__init__(kernel, num_chains, transforms=None)
         self.num_samples = num_samples
         self.warmup_steps = warmup_steps
@@ -100,6 +118,8 @@ class MCMC(AbstractMCMC):
         self.num_superchains = num_superchains
         self.compile = compile
         self.disable_progbar = disable_progbar
+        self.thin, self.save = thin, save
+        self.store = None if store is None else Path(store)
         self._runner: Runner | None = None
         self.warmup_time = 0.0
         self.sampling_time = 0.0
@@ -122,15 +142,16 @@ class MCMC(AbstractMCMC):
         self.state = self.kernel.init(self.potential, self._start())
         self.generator = seeded_generator(self.state.z.device)
         began = time.perf_counter()
-        with tqdm(
-            total=self.warmup_steps + self.num_samples, disable=self.disable_progbar
-        ) as progress:
-            num_steps = self.warmup_steps + self.num_samples
+        num_steps = self.warmup_steps + self.num_samples * self.thin
+        of_warmup = None if self.store is None else self.store / "warmup"
+        self._warmup = self._draws_of(self.warmup_steps, 1, of_warmup)
+        self.draws = self._draws_of(self.num_samples, self.thin, self.store)
+        with tqdm(total=num_steps, disable=self.disable_progbar) as progress:
             self._runner = Runner(self.kernel, self.potential, self.state, num_steps, self.compile)
             adaptation = self.kernel.adaptation(self.warmup_steps)
-            self._warmup = self._draw(self.warmup_steps, "warmup", progress, adaptation)
+            self._draw(self._warmup, "warmup", progress, adaptation)
             self.warmup_time = time.perf_counter() - began
-            self._draws = self._draw(self.num_samples, "sample", progress, None)
+            self._draw(self.draws, "sample", progress, None)
         self.sampling_time = time.perf_counter() - began - self.warmup_time
 
     def _start(self) -> Tensor:
@@ -141,27 +162,37 @@ class MCMC(AbstractMCMC):
             self.num_chains // groups, dim=0
         )
 
+    def _draws_of(self, num_draws: int, thin: int, store: Path | None) -> Draws:
+        return Draws(
+            self.potential, num_draws, self.num_chains, thin=thin, save=self.save, store=store
+        )
+
     def _draw(
-        self, num_steps: int, stage: str, progress: tqdm, adaptation: Adaptation | None
-    ) -> _Draws:
-        draws = _Draws(self.state.z, num_steps)
+        self, draws: Draws, stage: str, progress: tqdm, adaptation: Adaptation | None
+    ) -> None:
+        num_steps, waiting, interrupted = draws.num_draws * draws.thin, [], False
+        at_once = max(1, min(HANDED_OVER_STEPS, HANDED_OVER_NUMBERS // self.state.z.numel()))
         progress.set_description(stage)
         try:
             for state, history in self._runner.run(
                 self.state, num_steps, self.generator, adaptation
             ):
                 self.state = state
-                draws.append(history)
+                waiting.append(history)
+                if sum(len(h.z) for h in waiting) >= at_once:
+                    _hand_over(draws, waiting)
                 progress.set_postfix_str(self._runner.rung.name, refresh=False)
                 progress.update(len(history.z))
         except KeyboardInterrupt:
+            interrupted = True
+        _hand_over(draws, waiting)
+        if interrupted:
             if adaptation is not None or not draws.count:
-                raise
+                raise KeyboardInterrupt
             warnings.warn(
-                f"interrupted after {draws.count} of {num_steps} draws: they are kept",
+                f"interrupted after {draws.count} of {draws.num_draws} draws: they are kept",
                 stacklevel=3,
             )
-        return draws
 
     @property
     def engine(self) -> str:
@@ -171,12 +202,12 @@ class MCMC(AbstractMCMC):
     @property
     def num_draws(self) -> int:
         """The number of draws per chain, fewer than asked for after an interrupt."""
-        return self._draws.count
+        return self.draws.count
 
     @property
     def sample_stats(self) -> dict[str, Tensor]:
         """What happened at each draw, by ArviZ's names, with shape ``(chain, draw)``."""
-        return self._draws.stats()
+        return self.draws.stats()
 
     @property
     def warmup_stats(self) -> dict[str, Tensor]:
@@ -195,35 +226,38 @@ class MCMC(AbstractMCMC):
         Returns:
             Draws of shape ``(chain * draw, *shape)``, or ``(chain, draw, *shape)``.
         """
-        return select_samples(self._constrained(self._draws), num_samples, group_by_chain)
+        values = self.draws.values()
+        return select_samples(values, num_samples, group_by_chain) if values else {}
 
     def get_warmup(self) -> dict[str, Tensor]:
         """Returns the warmup steps by site, ``(chain, step, *shape)``: no sample of the target."""
-        return self._constrained(self._warmup)
-
-    def _constrained(self, draws: _Draws) -> dict[str, Tensor]:
-        return self.potential.constrain(draws.z[:, : draws.count])
+        return self._warmup.values()
 
     def diagnostics(self) -> dict[str, dict]:
         """Returns effective sample size and R-hat per site, divergences and acceptance per chain.
 
         ``n_eff`` is :func:`~pyro_ebm.diagnostics.bulk_ess`, ``r_hat`` is rank-normalised and
-        split; with ``num_superchains`` there is ``nested_r_hat`` too.
+        split; with ``num_superchains`` there is ``nested_r_hat`` too. Of a site that was not saved
+        there is the classical R-hat alone, from its moments, and without saved sites no list of
+        the divergent draws (``mcmc.draws.totals()`` counts them).
         """
         found: dict[str, dict] = {}
         for name, draws in self.get_samples(group_by_chain=True).items():
             found[name] = {"n_eff": bulk_ess(draws), "r_hat": split_r_hat(draws)}
             if self.num_superchains:
                 found[name]["nested_r_hat"] = nested_r_hat(draws, self.num_superchains)
-        stats = self.sample_stats
+        for name, r_hat in self.draws.r_hat().items():
+            found.setdefault(name, {"r_hat": r_hat})
+        totals = self.draws.totals()
         width = len(str(self.num_chains - 1))
         chains = [f"chain {c:0{width}d}" for c in range(self.num_chains)]
-        found["divergences"] = {
-            chain: row.nonzero().flatten().tolist()
-            for chain, row in zip(chains, stats["diverging"], strict=True)
-        }
-        if "acceptance_rate" in stats:
-            rates = stats["acceptance_rate"].mean(1).tolist()
+        if "diverging" in self.sample_stats:
+            found["divergences"] = {
+                chain: row.nonzero().flatten().tolist()
+                for chain, row in zip(chains, self.sample_stats["diverging"], strict=True)
+            }
+        if "acceptance_rate" in totals:
+            rates = (totals["acceptance_rate"] / self.draws.num_steps).tolist()
             found["acceptance rate"] = dict(zip(chains, rates, strict=True))
         return found
 
@@ -248,29 +282,16 @@ class MCMC(AbstractMCMC):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)))  # noqa: T201
-        num_divergences = sum(map(len, checks["divergences"].values()))
+        num_divergences = int(self.draws.totals()["diverging"].sum())
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
 
 
-class _Draws:
-    """Flat draws ``(C, N, D)`` and their statistics ``(C, N)``, filled from the left."""
-
-    def __init__(self, z: Tensor, num_draws: int) -> None:
-        self.z = z.new_empty(len(z), num_draws, z.shape[-1])
-        self.buffers: dict[str, Tensor] = {}
-        self.count = 0
-
-    def append(self, history: History) -> None:
-        end = self.count + len(history.z)
-        self.z[:, self.count : end] = history.z.transpose(0, 1)
-        for name, values in statistics(history, history.info).items():
-            if name not in self.buffers:
-                self.buffers[name] = values.new_empty(self.z.shape[:2])
-            self.buffers[name][:, self.count : end] = values.T
-        self.count = end
-
-    def stats(self) -> dict[str, Tensor]:
-        return {name: values[:, : self.count] for name, values in self.buffers.items()}
+def _hand_over(draws: Draws, waiting: list[History]) -> None:
+    if waiting:
+        stats = [statistics(history, history.info) for history in waiting]
+        joined = {name: torch.cat([one[name] for one in stats]) for name in stats[0]}
+        draws.append(torch.cat([history.z for history in waiting]), joined)
+        waiting.clear()
 
 
 def _label(name: str, shape: torch.Size, flat_index: int) -> str:

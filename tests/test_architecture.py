@@ -16,7 +16,7 @@ LAYERS = [
     {"distributions"},
     {"potential", "engine", "batching"},
     {"kernels"},
-    {"mcmc", "objectives", "logz", "export"},
+    {"mcmc", "draws", "objectives", "logz", "export"},
     {"zoo"},
     {"compare", "report", "scorecard"},
 ]

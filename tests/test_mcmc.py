@@ -16,7 +16,7 @@ from torch.distributions import constraints
 import pyro_ebm as ebm
 from pyro_ebm.diagnostics import bulk_ess
 from pyro_ebm.energies import Gaussian, Laplace
-from pyro_ebm.kernels import HMC, MALA, ULA
+from pyro_ebm.kernels import HMC, MALA, ULA, ChEES
 
 
 def normal_model(y):
@@ -147,8 +147,9 @@ def test_statistics_are_those_of_the_draws():
     mcmc = quiet(HMC(normal_model), num_samples=20, warmup_steps=15, num_chains=5)
     mcmc.run(tensor(1.0))
     stats = mcmc.sample_stats
-    z = torch.stack([mcmc.potential.value_and_grad(row)[0] for row in mcmc._draws.z.unbind(1)], 1)
-    torch.testing.assert_close(stats["lp"], -z)
+    draws = mcmc.get_samples()
+    value, _ = mcmc.potential.value_and_grad(mcmc.potential.unconstrain(draws))
+    torch.testing.assert_close(stats["lp"], -value.unflatten(0, (5, 20)), rtol=1e-4, atol=1e-4)
     assert (stats["energy"] >= -stats["lp"]).all()  # the kinetic energy is not negative
     assert stats["step_size"].unique().numel() == 1  # adaptation is over
     assert mcmc.warmup_stats["step_size"].unique().numel() > 5
@@ -200,6 +201,49 @@ def test_nested_r_hat_passes_many_short_mixed_chains():
     )
     mcmc.run()
     assert mcmc.diagnostics()["x"]["nested_r_hat"].max() < 1.02
+
+
+def test_a_run_streams_to_a_folder_what_it_would_keep_in_memory(tmp_path):
+    def draws(**kwargs):
+        pyro.set_rng_seed(6)
+        mcmc = quiet(HMC(normal_model), 10, 15, num_chains=6, **kwargs)
+        mcmc.run(tensor(1.0))
+        return mcmc
+
+    kept = draws().get_samples(group_by_chain=True)
+    draws(store=tmp_path / "run")
+    found = ebm.Draws.open(tmp_path / "run").values()
+    assert set(found) == set(kept)
+    for name, values in kept.items():
+        assert torch.equal(found[name], values)
+    with pytest.raises(ValueError, match="holds draws"):
+        draws(store=tmp_path / "run")
+
+
+def test_thinning_makes_more_steps_and_keeps_as_many_draws():
+    def steps(num_samples, thin):
+        pyro.set_rng_seed(7)
+        mcmc = quiet(MALA(normal_model), num_samples, 15, num_chains=3, thin=thin)
+        mcmc.run(tensor(1.0))
+        return mcmc.get_samples(group_by_chain=True)["loc"]
+
+    assert torch.equal(steps(4, 3), steps(12, 1)[:, 2::3])
+
+
+def test_moments_and_totals_are_there_without_a_single_draw(capsys):
+    mcmc = quiet(HMC(normal_model), 40, 30, num_chains=8, save=())
+    mcmc.run(tensor(1.0))
+    assert mcmc.get_samples() == {}
+    found = mcmc.diagnostics()
+    assert found["effect"]["r_hat"].shape == (3,)
+    assert "n_eff" not in found["effect"]
+    assert "divergences" not in found
+    assert set(found["acceptance rate"]) == {f"chain {c}" for c in range(8)}
+    assert mcmc.draws.moments()["effect"].mean.shape == (8, 3)
+    mcmc.summary()
+    assert "Number of divergences" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"draws of \['effect', 'loc', 'scale'\] were not saved"):
+        ebm.to_arviz(mcmc)
 
 
 @pytest.mark.parametrize("at", [1, 7, 20])
@@ -279,5 +323,5 @@ def test_a_target_alone_is_sampled_by_a_default_kernel(target):
     )
     mcmc = quiet(model if target == "model" else gamma, 60, 60, num_chains=200)
     mcmc.run()
-    assert isinstance(mcmc.kernel, HMC)
+    assert isinstance(mcmc.kernel, ChEES)
     assert_chain_mean(mcmc.get_samples(group_by_chain=True)["x"], 1.5)
