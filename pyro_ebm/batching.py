@@ -13,31 +13,32 @@ import pyro.ops.einsum.torch_log
 import torch
 from torch import Tensor
 
-ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+ValueAndGrad = Callable[..., tuple[Tensor, Tensor]]
 
 
-def batched_value_and_grad(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
+def batched_value_and_grad(fn: Callable[..., Tensor]) -> ValueAndGrad:
     """Returns value and gradient of ``fn`` for all chains at once.
 
     Args:
-        fn: The potential of one chain, from ``z (D,)`` to nats ``()``.
+        fn: The potential of one chain, from ``z (D,)``, and what else it takes, to nats ``()``.
 
     Returns:
-        A function from ``z (C, D)`` to nats ``(C,)`` and their gradient ``(C, D)``.
+        A function from ``z (C, D)``, and what else with chains first, to nats ``(C,)`` and their
+        gradient in z ``(C, D)``.
     """
 
-    def value_then_grad(z: Tensor) -> tuple[Tensor, Tensor]:
-        grad, value = torch.func.grad_and_value(fn)(z)
+    def value_then_grad(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        grad, value = torch.func.grad_and_value(fn)(z, *rest)
         return value, grad
 
     mapped = torch.func.vmap(value_then_grad, randomness="different")
     rung = mapped
 
-    def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal rung
         with pyro.validation_enabled(False), _mappable_log():
             try:
-                value, grad = rung(z.detach())
+                value, grad = rung(z.detach(), *rest)
             except RuntimeError as error:
                 if rung is not mapped:
                     raise
@@ -46,18 +47,18 @@ def batched_value_and_grad(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
                     stacklevel=2,
                 )
                 rung = _one_by_one(fn)
-                value, grad = rung(z.detach())
+                value, grad = rung(z.detach(), *rest)
         return value.detach(), grad.detach()
 
     return evaluate
 
 
-def _one_by_one(fn: Callable[[Tensor], Tensor]) -> ValueAndGrad:
-    def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
+def _one_by_one(fn: Callable[..., Tensor]) -> ValueAndGrad:
+    def evaluate(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         values, grads = [], []
-        for row in z:
+        for row, *others in zip(z, *rest, strict=True):
             row = row.clone().requires_grad_()
-            value = fn(row)
+            value = fn(row, *others)
             values.append(value.detach())
             grads.append(torch.autograd.grad(value, row)[0])
         return torch.stack(values), torch.stack(grads)

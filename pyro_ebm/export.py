@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .distributions import Boltzmann, base_distribution
 from .mcmc import MCMC
+from .potential import subsampled_plates
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def to_arviz(
     Raises:
         ImportError: If ArviZ is not installed.
         ValueError: If the log-likelihood of an unnormalised site is asked for, or there is none to
-            give.
+            give; or if the draws of some site were not saved.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -74,6 +75,11 @@ def to_arviz(
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: pip install 'pyro_ebm[arviz]'") from error
 
+    if isinstance(mcmc, MCMC) and (lost := set(mcmc.draws.dims) - set(mcmc.draws.values())):
+        raise ValueError(
+            f"the draws of {sorted(lost)} were not saved, and without them nothing else of the "
+            "model can be told: run with save=None, or read mcmc.draws"
+        )
     groups = _draws_of_ours(mcmc, save_warmup) if isinstance(mcmc, MCMC) else _draws_of_pyros(mcmc)
     named = {**_plates_of_sites(mcmc), **(dims or {})}
     if mcmc.kernel.model is not None:
@@ -140,12 +146,15 @@ class _Replay:
         return poutine.trace(conditioned).get_trace(*self.mcmc._args, **self.mcmc._kwargs)
 
     def _observed(self) -> dict[str, dict]:
+        """The observed sites, but for those of which every evaluation sees other rows."""
+        shown_in_part = {plate.name for plate in subsampled_plates(self.sites.values())}
         return {
             name: site
             for name, site in self.sites.items()
             if site["type"] == "sample"
             and site["is_observed"]
             and name not in self.posterior
+            and not shown_in_part.intersection(f.name for f in site["cond_indep_stack"])
             and not site["infer"].get("_deterministic")
             and not site["infer"].get("is_auxiliary")
             and not poutine.util.site_is_subsample(site)
@@ -167,7 +176,8 @@ class _Replay:
         if refused or not names:
             raise ValueError(
                 f"log_likelihood of {refused or 'this model'} is refused: an unnormalised factor "
-                "or energy is no log-likelihood, and leave-one-out on it is wrong without a sign. "
+                "or energy is no log-likelihood, and leave-one-out on it is wrong without a sign; "
+                "nor is that of a minibatch: remove subsample_size before exporting. "
                 f"Normalised observed sites here: {normalized}"
             )
         return self._over_draws(
@@ -233,6 +243,7 @@ def _attributes(mcmc: AbstractMCMC) -> dict[str, str | int | float]:
     }
     if isinstance(mcmc, MCMC):
         attrs["sampling_time"] = mcmc.sampling_time
+        attrs["thinning"] = mcmc.thin
     return attrs
 
 

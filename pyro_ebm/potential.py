@@ -9,16 +9,17 @@ never forgotten.
 
 from __future__ import annotations
 
-__all__ = ["Model", "Potential", "Site", "unconstrained_log_density"]
+__all__ = ["Model", "Plate", "Potential", "Site", "subsampled_plates", "unconstrained_log_density"]
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.infer.mcmc.util import _guess_max_plate_nesting, initialize_model
+from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 
@@ -41,14 +42,24 @@ class Site(NamedTuple):
     """The plate of each leading dimension of the value, from the left."""
 
 
+class Plate(NamedTuple):
+    """A plate of which a model sees a minibatch at a time."""
+
+    name: str
+    size: int
+    subsample_size: int
+
+
 class Potential:
     r"""The potential :math:`U(z)` of a target, over flat unconstrained chains.
 
     Args:
         value_and_grad: Maps ``z (C, D)`` to :math:`U` in nats ``(C,)`` and :math:`\nabla U` ``(C,
-            D)``.
+            D)``. With subsampled plates it also takes the rows of each, ``(C, subsample_size)``,
+            and gives an unbiased estimate of both.
         sites: The latents, in the order in which they lie in ``z``.
         start: A tensor whose dtype and device the chains have.
+        plates: The plates of which it sees a minibatch at a time.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -58,11 +69,18 @@ class Potential:
         (torch.Size([5]), tensor([1., 1.]))
     """
 
-    def __init__(self, value_and_grad: ValueAndGrad, sites: list[Site], start: Tensor) -> None:
+    def __init__(
+        self,
+        value_and_grad: ValueAndGrad,
+        sites: list[Site],
+        start: Tensor,
+        plates: Sequence[Plate] = (),
+    ) -> None:
         self.value_and_grad = value_and_grad
         self.sites = sites
         self.dim = sum(site.shape.numel() for site in sites)
         self.start = start
+        self.plates = plates
 
     @classmethod
     def of(
@@ -73,6 +91,7 @@ class Potential:
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         initial_params: dict[str, Tensor] | None = None,
+        minibatches: bool = False,
     ) -> Potential:
         """Builds the potential of a target.
 
@@ -84,11 +103,15 @@ class Potential:
                 one chain to nats.
             initial_params: With ``potential_fn``, unconstrained values with chains first: they say
                 the names and shapes.
+            minibatches: Whether the model may have subsampled plates: the potential then takes
+                their rows, which its caller draws.
 
         Raises:
             ValueError: If there is no target, or more than one, or ``potential_fn`` without
                 ``initial_params``; if the energy breaks its contract; if log Z of a site depends
-                on other latents.
+                on other latents; if the model has a subsampled plate, unless ``minibatches``, and
+                then still if the plate is sequential, has a latent in it, or a latent is
+                discrete.
         """
         if (target is None) == (potential_fn is None):
             raise ValueError(
@@ -98,11 +121,13 @@ class Potential:
             return _of_function(potential_fn, initial_params)
         if isinstance(target, Boltzmann):
             return _of_boltzmann(target)
-        return _of_model(target, args, dict(kwargs or {}))
+        return _of_model(target, args, dict(kwargs or {}), minibatches)
 
     @classmethod
     def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int], like: Tensor) -> Potential:
         """Builds the potential of a batch of points, each its own chain, unchecked.
+
+        It also takes several such batches, one after the other: replicas of each chain.
 
         Args:
             boltzmann: The distribution of one point, or of a batch that may depend on the place in
@@ -113,13 +138,27 @@ class Potential:
         bijection = biject_to(boltzmann.support)
         shape = bijection.inverse_shape(boltzmann.event_shape)
 
+        one_each = (*batch_shape, *shape)
+
         def value(z: Tensor) -> Tensor:
-            return -unconstrained_log_density(boltzmann, z.reshape(*batch_shape, *shape)).reshape(
-                -1
-            )
+            replicas = () if z.numel() == math.prod(one_each) else (-1,)
+            u = z.reshape(*replicas, *one_each)
+            return -unconstrained_log_density(boltzmann, u).reshape(-1)
 
         sites = [Site("x", shape, bijection, ())]
         return cls(_batched_grad(value), sites, like)
+
+    def on(self, rows: Sequence[Tensor]) -> Potential:
+        """Returns the potential of one minibatch, scaled up to all the data.
+
+        Args:
+            rows: The rows of each subsampled plate, with shape ``(C, subsample_size)``.
+        """
+
+        def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
+            return self.value_and_grad(z, *rows)
+
+        return Potential(value_and_grad, self.sites, self.start)
 
     def flatten(self, unconstrained: dict[str, Tensor]) -> Tensor:
         """Packs unconstrained values, chains first, into ``z (C, D)``."""
@@ -156,8 +195,12 @@ class Potential:
             ValueError: If some chain finds no finite start.
         """
         z = self.start.new_empty(num_chains, self.dim).uniform_(-radius, radius)
+        spread = [
+            torch.arange(b, device=z.device).expand(num_chains, b) * (n // b)
+            for _, n, b in self.plates
+        ]
         for _ in range(max_tries):
-            value, grad = self.value_and_grad(z)
+            value, grad = self.value_and_grad(z, *spread)
             bad = ~(value.isfinite() & grad.isfinite().all(-1))
             if not bool(bad.any()):
                 return z
@@ -228,31 +271,86 @@ def _of_function(
     return _mapped(potential_fn, sites, start)
 
 
-def _of_model(model: Model, args: tuple, kwargs: dict) -> Potential:
+def _of_model(model: Model, args: tuple, kwargs: dict, minibatches: bool) -> Potential:
     with poutine.block(), pyro.validation_enabled(False):
-        nesting = _guess_max_plate_nesting(InitMessenger(_uniform_in_support)(model), args, kwargs)
-        params, potential_fn, transforms, trace = initialize_model(
-            model, args, kwargs, max_plate_nesting=nesting, init_strategy=_uniform_in_support
-        )
+        started = InitMessenger(_uniform_in_support)(model)
+        nodes = poutine.trace(started).get_trace(*args, **kwargs).nodes.values()
+        frames = {f for node in nodes for f in node.get("cond_indep_stack", ())}
+        nesting = -min((f.dim for f in frames if f.vectorized), default=0)
+        plates = subsampled_plates(nodes)
+        _check_plates(plates, minibatches, {f.name for f in frames if not f.vectorized})
+        _check_latents(nodes, {plate.name for plate in plates})
+        with poutine.condition(data={name: torch.arange(b) for name, _, b in plates}):
+            params, potential_fn, transforms, trace = initialize_model(
+                model, args, kwargs, max_plate_nesting=nesting, init_strategy=_uniform_in_support
+            )
     if not params:
         raise ValueError("the model has no continuous latent site to sample")
     sites = []
     for name in sorted(params):
         node = trace.nodes[name]
-        plates = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
+        plate_at = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
         batch_dim = len(node["fn"].batch_shape)
-        dims = tuple(plates.get(d - batch_dim) for d in range(batch_dim))
+        dims = tuple(plate_at.get(d - batch_dim) for d in range(batch_dim))
         sites.append(Site(name, params[name].shape, transforms[name].inv, dims))
-    return _mapped(potential_fn, sites, params[sites[0].name].new_empty(()))
+    start = params[sites[0].name].new_empty(())
+    return _mapped(potential_fn, sites, start, plates)
+
+
+def subsampled_plates(nodes: Iterable[dict]) -> list[Plate]:
+    """Finds the plates of which a model shows a minibatch at a time.
+
+    Args:
+        nodes: The nodes of a trace of it.
+    """
+    sites = [node for node in nodes if poutine.util.site_is_subsample(node)]
+    plates = [Plate(site["name"], site["fn"].size, site["fn"].subsample_size) for site in sites]
+    return [p for p in plates if p.subsample_size is not None and p.subsample_size < p.size]
+
+
+def _check_plates(plates: list[Plate], minibatches: bool, sequential: set[str]) -> None:
+    for name, size, subsample_size in plates:
+        if not minibatches:
+            raise ValueError(
+                f"plate '{name}' shows {subsample_size} of its {size} rows, others at every "
+                "evaluation, and to compare the energies of two minibatches would be wrong: "
+                "sample with SGLD or SGHMC, which are made for that, or remove subsample_size"
+            )
+        if name in sequential:
+            raise ValueError(
+                f"the sequential plate '{name}' cannot be subsampled, since its rows are a tensor "
+                "here: write 'with pyro.plate(...) as rows:' in place of 'for row in ...'"
+            )
+
+
+def _check_latents(nodes: Iterable[dict], subsampled: set[str]) -> None:
+    sites = [n for n in nodes if n["type"] == "sample" and not n["is_observed"] and subsampled]
+    for site in (site for site in sites if not poutine.util.site_is_subsample(site)):
+        if site["fn"].has_enumerate_support:
+            raise ValueError(
+                f"discrete latent '{site['name']}' cannot be summed over on minibatches, whose "
+                "scale would be within the sum: marginalise it in the model, as "
+                "pyro.distributions.MixtureSameFamily does, or remove subsample_size"
+            )
+        for plate in subsampled & {frame.name for frame in site["cond_indep_stack"]}:
+            raise ValueError(
+                f"latent '{site['name']}' is within the subsampled plate '{plate}', so that every "
+                "minibatch would have others: marginalise it, or remove subsample_size"
+            )
 
 
 def _mapped(
-    potential_fn: Callable[[dict[str, Tensor]], Tensor], sites: list[Site], start: Tensor
+    potential_fn: Callable[[dict[str, Tensor]], Tensor],
+    sites: list[Site],
+    start: Tensor,
+    plates: Sequence[Plate] = (),
 ) -> Potential:
-    def one_chain(z: Tensor) -> Tensor:
-        return potential_fn(_unflatten(z, sites)).squeeze()
+    def one_chain(z: Tensor, *rows: Tensor) -> Tensor:
+        names = (plate.name for plate in plates)
+        with poutine.condition(data=dict(zip(names, rows, strict=True))):
+            return potential_fn(_unflatten(z, sites)).squeeze()
 
-    return Potential(batched_value_and_grad(one_chain), sites, start)
+    return Potential(batched_value_and_grad(one_chain), sites, start, plates)
 
 
 def _unflatten(z: Tensor, sites: list[Site]) -> dict[str, Tensor]:

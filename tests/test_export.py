@@ -187,3 +187,19 @@ def test_odd_dtypes_are_exported():
     )
     mcmc.run()
     assert dataset(ebm.to_arviz(mcmc), "posterior")["a"].dtype == "float32"
+
+
+def test_a_minibatch_is_neither_the_data_nor_a_likelihood():
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample_size=4) as rows:
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.arange(20.0)[rows])
+        pyro.sample("whole", dist.Normal(loc, 1.0), obs=torch.tensor(0.3))
+
+    mcmc = ebm.MCMC(ebm.kernels.SGLD(model, step_size=0.01), 5, 5, disable_progbar=True)
+    mcmc.run()
+    assert list(dataset(ebm.to_arviz(mcmc), "observed_data")) == ["whole"]
+    found = dataset(ebm.to_arviz(mcmc, log_likelihood=True), "log_likelihood")
+    assert list(found) == ["whole"]
+    with pytest.raises(ValueError, match="nor is that of a minibatch: remove subsample_size"):
+        ebm.to_arviz(mcmc, log_likelihood=["y"])
