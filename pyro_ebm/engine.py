@@ -91,6 +91,7 @@ class _Graph(torch.nn.Module):
     def __init__(self, fn: Callable, args: tuple) -> None:
         super().__init__()
         leaves, spec_in = tree_flatten(args)
+        leaves = [leaf.clone() for leaf in leaves]  # one tensor in two places is two inputs
 
         def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
             out, self.spec_out = tree_flatten(fn(*tree_unflatten(list(leaves), spec_in)))
@@ -197,7 +198,7 @@ class _Scan:
         for x in xs:
             torch._dynamo.decorators.mark_unbacked(x, 0)
         with torch.no_grad():
-            leaves, kept = self._compiled(tree_leaves(carry), list(xs))
+            leaves, kept = self._compiled(list(_fresh(carry)), list(xs))
         found = iter(kept)
         kept = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
         return tree_unflatten(list(leaves), self._spec), tree_unflatten(kept, self._spec_kept)
@@ -214,7 +215,7 @@ class _Scan:
 
 
 def _fresh(carry: tuple) -> tuple[Tensor, ...]:
-    """Copies: what a native loop returns may not be what it was given."""
+    """Copies: no two tensors that enter or leave a native loop may share memory."""
     return tuple(leaf.clone() for leaf in tree_leaves(carry) if isinstance(leaf, Tensor))
 
 

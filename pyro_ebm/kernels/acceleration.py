@@ -187,5 +187,26 @@ def traced(
         noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0))
         step = trace(lambda s, n: kernel.step(potential, s, n), (state, noise))
         return _Traced(kernel, step), potential, step
-    gradient = trace(potential.value_and_grad, (state.z,))
-    return kernel, Potential(gradient.fn, potential.sites, potential.start), gradient
+    gradients = _Gradients(potential)
+    gradient = gradients.of(state.z)
+    return kernel, Potential(gradients, potential.sites, potential.start), gradient
+
+
+class _Gradients:
+    """The graph of a gradient, one for each number of rows that a kernel asks for.
+
+    Parallel tempering moves several replicas of each chain.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        self._value_and_grad = potential.value_and_grad
+        self._by_rows: dict[int, Rung] = {}
+
+    def of(self, z: Tensor) -> Rung:
+        """The rung that so many rows reach."""
+        if len(z) not in self._by_rows:
+            self._by_rows[len(z)] = trace(self._value_and_grad, (z,))
+        return self._by_rows[len(z)]
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.of(z).fn(z)
