@@ -86,6 +86,9 @@ KERNELS = {
     "ULA": lambda target=None, **kwargs: kernels.ULA(target, step_size=0.05, **kwargs),
     "MALA": lambda target=None, **kwargs: kernels.MALA(target, step_size=0.2, **kwargs),
     "HMC": lambda target=None, **kwargs: kernels.HMC(target, step_size=0.3, num_steps=4, **kwargs),
+    "ChEES": lambda target=None, **kwargs: kernels.ChEES(
+        target, step_size=0.3, length=1.2, **kwargs
+    ),
     "NUTS": lambda target=None, **kwargs: kernels.NUTS(
         target, step_size=0.3, max_tree_depth=6, **kwargs
     ),
@@ -98,10 +101,15 @@ KERNELS = {
     "GHMC": lambda target=None, **kwargs: kernels.GHMC(target, step_size=0.5, **kwargs),
     "MAMS": lambda target=None, **kwargs: kernels.MAMS(target, step_size=0.6, **kwargs),
     "MCLMC": lambda target=None, **kwargs: kernels.MCLMC(target, step_size=0.3, **kwargs),
+    "SGLD": lambda target=None, **kwargs: kernels.SGLD(target, step_size=0.05, **kwargs),
+    "SGHMC": lambda target=None, **kwargs: kernels.SGHMC(target, step_size=0.2, **kwargs),
+    "ParallelTempering": lambda target=None, **kwargs: kernels.ParallelTempering(
+        kernels.MALA(target, step_size=0.2, **kwargs), num_temperatures=4
+    ),
 }
 """Kernels with a fixed step size that suits targets of unit scale; warmup may adapt it further."""
 
-UNADJUSTED = {"ULA": 0.02, "UnderdampedLangevin": 0.2, "MCLMC": 0.2}
+UNADJUSTED = {"ULA": 0.02, "UnderdampedLangevin": 0.2, "MCLMC": 0.2, "SGLD": 0.02, "SGHMC": 0.2}
 """Those that do not leave their target invariant exactly, and a step size with a small bias."""
 
 METROPOLISED = [name for name in KERNELS if name not in UNADJUSTED]

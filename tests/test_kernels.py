@@ -11,7 +11,6 @@ from torch import tensor
 from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian, Laplace
 from pyro_ebm.kernels import HMC, MALA, ULA, run
-from pyro_ebm.kernels.adaptation import Adaptation
 from pyro_ebm.kernels.hamiltonian import leapfrog
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.potential import Potential
@@ -185,23 +184,6 @@ def test_ula_does_not_step_to_a_non_finite_energy():
     assert info.diverging.any()
     assert state.z[info.diverging].eq(1).all()
     assert state.potential.isfinite().all()
-
-
-def test_adaptation_learns_acceptance_and_units_and_then_stops():
-    sd = tensor([0.01, 1.0, 100.0])
-    energy = Gaussian(torch.zeros(3), sd**-2)
-    potential = flat_potential(energy)
-    kernel = MALA(step_size=1e-3)
-    state = kernel.init(potential, start(energy, 64))
-    adaptation = Adaptation(kernel, 300)
-    generator = seeded_generator(state.z.device)
-    *_, (state, _) = run(kernel, potential, state, 300, generator, adaptation)
-    torch.testing.assert_close(state.scale, sd)  # exact: the gradient is a multiple of the draw
-    draws = list(run(kernel, potential, state, 100, generator))
-    assert all(later.step_size == state.step_size for later, _ in draws)
-    rates = torch.stack([info.accept_prob.mean() for _, info in draws])
-    # The last window of dual averaging sees 60 steps of 64 chains: sd of its mean acceptance.
-    assert_close(rates.mean(), kernel.target_accept_prob, 0.4 / math.sqrt(60 * 8))
 
 
 def test_hmc_jitters_its_length_for_all_chains_alike():

@@ -1,11 +1,14 @@
-r"""Tuning during warmup, pooled over all chains, and over before draws are kept."""
+r"""Tuning during warmup, pooled over all chains, and over before draws are kept.
+
+All that is learned is in tuples of tensors, which pure functions without a branch on a value
+renew: the host never waits for a device, and a loop of warmup steps can be traced whole.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Adaptation", "DualAveraging"]
+__all__ = ["Adaptation", "DualAveraging", "Moments", "Tuning", "When", "harmonic_mean", "where"]
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,65 +17,147 @@ if TYPE_CHECKING:
     from .base import Kernel
     from .transition import Info, State
 
-WINDOWS = (0.1, 0.25, 0.5, 0.8)
-"""The parts of warmup after which the metric is set anew from the draws since the last."""
+T = TypeVar("T", bound=tuple)
+
+WINDOWS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.8)
+"""The parts of warmup after which the metric is set anew from the draws since the last. The first
+are short, since chains still on their way say little of where they go."""
+
+SETTLING = 0.25
+"""The part of warmup in which chains may still be far out."""
+
+MIN_DRAWS = 10
+"""A window with fewer draws goes on to the end of the next."""
+
+MIN_ACCEPT_PROB = 1e-3
+"""What a chain that accepts nothing counts as in a harmonic mean."""
 
 
-class DualAveraging:
-    r"""Finds the step size at which the mean acceptance meets a target.
+class DualAveraging(NamedTuple):
+    r"""Finds the step size at which the mean acceptance meets a target :math:`\delta`.
 
     .. math::
         \log \epsilon_t = \mu - \frac{\sqrt{t}}{\gamma (t + t_0)} \sum_{i \le t} (\delta - a_i),
         \qquad \log \bar\epsilon_t = t^{-\kappa} \log \epsilon_t + (1 - t^{-\kappa}) \log
         \bar\epsilon_{t-1}
 
+    with :math:`t_0 = 10`, :math:`\kappa = 3/4` and :math:`\gamma = 2 \min(\delta, 1 - \delta)`,
+    which is about by how much acceptance at its target falls for each unit of :math:`\log
+    \epsilon`. (The usual :math:`\gamma = 0.05` is made for the noise of a single chain. With the
+    mean of many it swings, and ends at too small a step.) What a distant start leaves behind fades
+    slowly: begin again where it ended.
+
     References:
         | The No-U-Turn sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
 
-    Args:
-        step_size: The first step size.
-        target: The target acceptance :math:`\delta`.
-
     Example:
-        >>> tuner = DualAveraging(1.0, target=0.6)
+        >>> tuner = DualAveraging.begin(torch.tensor(1.0))
         >>> for _ in range(2000):
-        ...     tuner.update(1 / (1 + tuner.step_size))  # falls with the step size
-        >>> round(tuner.final_step_size, 2)
+        ...     tuner = tuner.update(1 / (1 + tuner.step_size), target=0.6)  # falls with the step
+        >>> round(tuner.final_step_size.item(), 2)
         0.67
     """
 
-    gamma, t0, kappa = 0.05, 10.0, 0.75
+    mu: Tensor
+    """Where it began. All are 0-d, in float64."""
+    gap: Tensor
+    r"""The sum of :math:`\delta - a` over :math:`t + t_0`."""
+    log_step: Tensor
+    log_average: Tensor
+    t: Tensor
 
-    def __init__(self, step_size: float, target: float) -> None:
-        self.target = target
-        self.restart(step_size)
+    @classmethod
+    def begin(cls, step_size: Tensor) -> DualAveraging:
+        """Begins at a step size, 0-d, without a past."""
+        log_step = step_size.double().log()
+        zero = torch.zeros_like(log_step)
+        return cls(log_step, zero, log_step, log_step, zero)
 
-    def restart(self, step_size: float) -> None:
-        """Forgets the past and begins at ``step_size``."""
-        self.mu = math.log(10 * step_size)
-        self.log_step = math.log(step_size)
-        self.log_average = 0.0
-        self.gap = 0.0
-        self.t = 0
+    def update(self, accept_prob: Tensor, target: float) -> DualAveraging:
+        """Learns from the mean acceptance of one step of all chains.
 
-    def update(self, accept_prob: float) -> None:
-        """Learns from the mean acceptance of one step of all chains."""
-        self.t += 1
-        weight = 1 / (self.t + self.t0)
-        self.gap = (1 - weight) * self.gap + weight * (self.target - accept_prob)
-        self.log_step = self.mu - math.sqrt(self.t) / self.gamma * self.gap
-        decay = self.t**-self.kappa
-        self.log_average = decay * self.log_step + (1 - decay) * self.log_average
+        Args:
+            accept_prob: The mean acceptance, 0-d.
+            target: The target acceptance.
+        """
+        t = self.t + 1
+        gap = self.gap + (target - accept_prob.double() - self.gap) / (t + 10)
+        log_step = self.mu - t.sqrt() * gap / (2 * min(target, 1 - target))
+        log_average = self.log_average + t**-0.75 * (log_step - self.log_average)
+        return DualAveraging(self.mu, gap, log_step, log_average, t)
 
     @property
-    def step_size(self) -> float:
+    def step_size(self) -> Tensor:
         """The step size to try next."""
-        return math.exp(self.log_step)
+        return self.log_step.exp()
 
     @property
-    def final_step_size(self) -> float:
+    def final_step_size(self) -> Tensor:
         """The averaged step size, to keep."""
-        return math.exp(self.log_average if self.t else self.log_step)
+        return self.log_average.exp()
+
+
+class Moments(NamedTuple):
+    """Sums over draws and their gradients, of all chains, in float64."""
+
+    origin: Tensor
+    """What is subtracted first, so that squares keep their digits: ``(2, D)``, as are all sums."""
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+    """The number of draws, 0-d."""
+
+    @classmethod
+    def begin(cls, state: State) -> Moments:
+        """Begins without a draw, near the chains."""
+        origin = _draws_and_grads(state).mean(0).nan_to_num(posinf=0.0, neginf=0.0)
+        zero = torch.zeros_like(origin)
+        return cls(origin, zero, zero, zero.new_zeros(()))
+
+    def add(self, state: State) -> Moments:
+        """Learns where the chains are; one where anything is not finite does not count."""
+        rows = _draws_and_grads(state) - self.origin
+        finite = rows.isfinite().flatten(1).all(-1)
+        rows = torch.where(finite[:, None, None], rows, 0.0)
+        return Moments(
+            self.origin,
+            self.total + rows.sum(0),
+            self.squares + rows.square().sum(0),
+            self.count + finite.sum(),
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """The means of draws and gradients, ``(2, D)``; without any, the origin."""
+        return self.origin + self.total / self.count.clamp(min=1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances of draws and gradients, ``(2, D)``."""
+        count = self.count.clamp(min=1)
+        return (self.squares / count - (self.total / count).square()).clamp(min=0)
+
+
+def _draws_and_grads(state: State) -> Tensor:
+    return torch.stack([state.z, state.grad], dim=1).double()
+
+
+class Tuning(NamedTuple):
+    """What was learned so far."""
+
+    step: DualAveraging
+    window: Moments
+    variance: Tensor
+    """The variances of draws in the last window that ended, ``(D,)``."""
+
+
+class When(NamedTuple):
+    """Where a step is in warmup, 0-d; or where all steps are, ``(warmup_steps,)``."""
+
+    settling: Tensor
+    closing: Tensor
+    """Whether a window ends."""
+    last: Tensor
 
 
 class Adaptation:
@@ -98,59 +183,73 @@ class Adaptation:
     def __init__(self, kernel: Kernel, warmup_steps: int) -> None:
         self.step_size = kernel.adapt_step_size
         self.metric = kernel.adapt_mass_matrix
-        self.warmup_steps = warmup_steps
-        self.ends = {max(1, int(part * warmup_steps)) for part in WINDOWS}
-        self.settling = int(WINDOWS[1] * warmup_steps)
-        self.tuner = DualAveraging(kernel.step_size, kernel.target_accept_prob)
-        self.window = _Moments()
+        self.target = kernel.target_accept_prob
+        steps = torch.arange(1, warmup_steps + 1)
+        ends = torch.tensor([max(1, int(part * warmup_steps)) for part in WINDOWS])
+        settling = steps <= int(SETTLING * warmup_steps)
+        self.schedule = When(settling, torch.isin(steps, ends), steps == warmup_steps)
+        self.tuning: tuple | None = None
         self.t = 0
 
     def update(self, state: State, info: Info) -> State:
-        """Learns from a step and returns the state with its new step size and metric."""
+        """Learns from the next step and returns the state with its new step size and metric."""
+        if self.tuning is None:
+            self.tuning = self.begin(state)
+            self.schedule = When(*(flags.to(state.z.device) for flags in self.schedule))
+        when = When(*(flags[self.t] for flags in self.schedule))
         self.t += 1
+        self.tuning, state = self.learn(self.tuning, state, info, when)
+        return state
+
+    def begin(self, state: State) -> tuple:
+        """What is known before the first step: tensors, in nested tuples."""
+        step = DualAveraging.begin(state.step_size)
+        return Tuning(step, Moments.begin(state), torch.ones_like(state.z[0]).double())
+
+    def learn(self, tuning: tuple, state: State, info: Info, when: When) -> tuple[tuple, State]:
+        """Learns from a step: a pure function of tensors.
+
+        Args:
+            tuning: What was known before.
+            state: Where the chains are.
+            info: What happened in the step.
+            when: Where the step is in warmup, one row of ``schedule``.
+
+        Returns:
+            What is known now, and the state with its new step size and metric.
+        """
+        step, window, variance = tuning
+        window = window.add(state)
+        closing = when.closing & (window.count >= MIN_DRAWS)
+        variance = torch.where(closing, window.variance[0], variance)
         if self.metric:
-            self.window.add(state.z, state.grad)
+            state = state._replace(scale=torch.where(closing, _units(window, state), state.scale))
+        window = where(closing, Moments.begin(state), window)
         if self.step_size:
-            self.tuner.update(self._pooled(info.accept_prob))
-        if self.metric and self.t in self.ends and self.window.count > 1:
-            state = state._replace(scale=self.window.fisher_scale(state.scale))
-            self.window = _Moments()
-            self.tuner.restart(self.tuner.final_step_size)
-        if not self.step_size:
-            return state
-        last = self.t == self.warmup_steps
-        step_size = self.tuner.final_step_size if last else self.tuner.step_size
-        return state._replace(step_size=torch.full_like(state.step_size, step_size))
+            step = step.update(self.pooled(info.accept_prob, when), self.target)
+            epsilon = torch.where(when.last, step.final_step_size, step.step_size)
+            state = state._replace(step_size=epsilon.to(state.step_size.dtype))
+            step = where(closing, DualAveraging.begin(step.final_step_size), step)
+        return Tuning(step, window, variance), state
 
-    def _pooled(self, accept_prob: Tensor) -> float:
+    def pooled(self, accept_prob: Tensor, when: When) -> Tensor:
         """The mean acceptance; at first the harmonic one, which one stuck chain pulls down."""
-        if self.t <= self.settling:
-            return 1 / accept_prob.clamp(min=1e-3).reciprocal().mean().item()
-        return accept_prob.mean().item()
+        return torch.where(when.settling, harmonic_mean(accept_prob), accept_prob.mean())
 
 
-class _Moments:
-    """The running mean and variance of draws and gradients, pooled over chains, in float64."""
+def harmonic_mean(accept_prob: Tensor) -> Tensor:
+    """The harmonic mean of the acceptance of all chains, 0-d, which follows the smallest."""
+    return 1 / accept_prob.clamp(min=MIN_ACCEPT_PROB).reciprocal().mean()
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
 
-    def add(self, z: Tensor, grad: Tensor) -> None:
-        rows = torch.stack([z, grad], dim=1).double()
-        rows = rows[rows.isfinite().flatten(1).all(-1)]
-        if not len(rows):
-            return
-        mean, total = rows.mean(0), self.count + len(rows)
-        shift = mean - self.mean
-        self.squares = self.squares + (rows - mean).square().sum(0)
-        self.squares = self.squares + shift.square() * (self.count * len(rows) / total)
-        self.mean = self.mean + shift * (len(rows) / total)
-        self.count = total
+def _units(window: Moments, state: State) -> Tensor:
+    """The units by the window; where it knows none, those of the state."""
+    of_z, of_grad = window.variance
+    scale = (of_z / of_grad) ** 0.25
+    usable = scale.isfinite() & (scale > 0)
+    return torch.where(usable, scale.to(state.scale.dtype), state.scale)
 
-    def fisher_scale(self, fallback: Tensor) -> Tensor:
-        of_z, of_grad = self.squares
-        scale = (of_z / of_grad) ** 0.25
-        usable = scale.isfinite() & (scale > 0)
-        return torch.where(usable, scale.to(fallback.dtype), fallback)
+
+def where(condition: Tensor, new: T, old: T) -> T:
+    """Chooses between two named tuples of tensors."""
+    return type(old)(*(torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))

@@ -5,7 +5,7 @@ r"""Hamiltonian kernels: a momentum carries the chain along level sets of the to
 
 from __future__ import annotations
 
-__all__ = ["HMC", "leapfrog", "trajectory"]
+__all__ = ["HMC", "accept", "leapfrog", "trajectory"]
 
 from collections.abc import Callable
 
@@ -108,18 +108,42 @@ class HMC(Kernel):
         jittered = self.num_steps * (1 + self.jitter * (2 * length - 1))
         num_steps = jittered.round().clamp(min=1).long()
         proposal, end = trajectory(potential, state, momentum, num_steps)
-        kinetic = 0.5 * ((end - momentum) * (end + momentum)).sum(-1, dtype=torch.float64)
-        log_ratio = state.potential.double() - proposal.potential.double() - kinetic
-        moved, accept_prob, accepted = metropolis(state, proposal, log_ratio, uniform)
-        kept = torch.where(accepted.unsqueeze(-1), end, momentum)
-        info = Info(
-            diverging=~(log_ratio > -MAX_ENERGY_ERROR),
-            accept_prob=accept_prob,
-            accepted=accepted,
-            energy=moved.potential + 0.5 * kept.square().sum(-1),
-            num_steps=num_steps.expand_as(state.potential),
-        )
-        return moved, info
+        return accept(state, proposal, momentum, end, uniform, num_steps)
+
+
+def accept(
+    state: State,
+    proposal: State,
+    momentum: Tensor,
+    end: Tensor,
+    uniform: Tensor,
+    num_steps: Tensor,
+) -> tuple[State, Info]:
+    """Decides by Metropolis on the end of a trajectory, the difference in H summed in float64.
+
+    Args:
+        state: Where the chains are.
+        proposal: Where they may go.
+        momentum: The momentum at the start, with shape ``(C, D)``.
+        end: The momentum at the end, with shape ``(C, D)``.
+        uniform: Uniform draws, with shape ``(C,)``.
+        num_steps: The number of leapfrog steps, 0-d.
+
+    Returns:
+        Where the chains are now, and what happened.
+    """
+    kinetic = 0.5 * ((end - momentum) * (end + momentum)).sum(-1, dtype=torch.float64)
+    log_ratio = state.potential.double() - proposal.potential.double() - kinetic
+    moved, accept_prob, accepted = metropolis(state, proposal, log_ratio, uniform)
+    kept = torch.where(accepted.unsqueeze(-1), end, momentum)
+    info = Info(
+        diverging=~(log_ratio > -MAX_ENERGY_ERROR),
+        accept_prob=accept_prob,
+        accepted=accepted,
+        energy=moved.potential + 0.5 * kept.square().sum(-1),
+        num_steps=num_steps.expand_as(state.potential),
+    )
+    return moved, info
 
 
 def trajectory(
