@@ -17,11 +17,11 @@ one warning that says why, never a run.
 
 from __future__ import annotations
 
-__all__ = ["Compile", "Rung", "compile_scan", "loop", "trace"]
+__all__ = ["Compile", "Rung", "compile_block", "compile_scan", "loop", "trace"]
 
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -173,6 +173,70 @@ def compile_scan(
     return Rung(native, "native", f"{size} operations", size)
 
 
+def compile_block(
+    block: Callable[[tuple, tuple], tuple], carry: tuple, xs: tuple, size: int
+) -> Rung[Callable]:
+    """Compiles a function that loops over rows by itself into native code, for any number of rows.
+
+    Chains may go on from one row to the next at different times within it, and rounding alone may
+    tip a choice that one makes and send it elsewhere. So the check is that most agree.
+
+    Args:
+        block: From a carry, the first tensor of which has chains first, and ``xs`` to tensors in
+            nested tuples, the next carry first. Free of side effects and of randomness.
+        carry: A real carry.
+        xs: Real tensors, each with a first dimension over rows.
+        size: The number of operations of a step, as far as it is known.
+
+    Returns:
+        The compiled function; or ``None`` on a rung below, for the reason it names.
+    """
+    if size > MAX_NATIVE_OPS:
+        return Rung(None, "graph", f"{size} operations are too many to compile", size)
+
+    def rows(carry: tuple, xs: tuple) -> tuple:
+        _check_rows(xs)
+        return tree_map(lambda leaf: leaf.clone(), block(carry, xs))
+
+    compiled = _compiled(rows)
+
+    def native(carry: tuple, xs: tuple) -> tuple:
+        for x in xs:
+            torch._dynamo.decorators.mark_unbacked(x, 0)
+        with torch.no_grad():
+            return compiled(tree_map(torch.clone, carry), xs)
+
+    try:
+        (found, *_), (expected, *_) = native(carry, xs)[0], block(carry, xs)[0]
+        eps = torch.finfo(expected.dtype).eps
+        agree = found.isclose(expected, eps**0.5, eps**0.5, equal_nan=True).all(-1)
+        if agree.double().mean() < 0.5:
+            raise RuntimeError("the native block gives other numbers than the graph")
+    except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
+        reason = f"compiling stopped at: {_first_line(error)}"
+        warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
+        return Rung(None, "graph", reason, size)
+    return Rung(native, "native", f"{size} operations", size)
+
+
+def _compiled(fn: Callable) -> Callable:
+    """Compiles a function under a code object of its own.
+
+    The compiler keeps what it learns on the code object, and refuses to learn about too many
+    targets.
+    """
+    code = fn.__code__.replace(co_name="native")
+    own = types.FunctionType(code, globals(), "native", None, fn.__closure__)
+    return torch.compile(own, fullgraph=True, options={"cpp_wrapper": True})
+
+
+def _check_rows(xs: Sequence[Tensor]) -> None:
+    """Tells the compiler that all have the same number of rows, and at least one."""
+    for x in xs:
+        torch._check(x.shape[0] >= 1)
+        torch._check(x.shape[0] == xs[0].shape[0])
+
+
 class _Scan:
     """A loop of steps as one native function, whose tensors are flat lists."""
 
@@ -181,13 +245,12 @@ class _Scan:
         self._spec = tree_flatten(carry)[1]
         kept, self._spec_kept = tree_flatten(self.once(carry, xs)[1])
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in kept]
-        # A code object of its own, since the compiler keeps what it learns on the code object and
-        # refuses to learn about too many targets.
-        code = _Scan._block.__code__
-        block = types.FunctionType(code.replace(co_name="block"), globals(), "block")
-        self._compiled = torch.compile(
-            types.MethodType(block, self), fullgraph=True, options={"cpp_wrapper": True}
-        )
+
+        def block(carry: list[Tensor], xs: list[Tensor]) -> tuple[list, list]:
+            _check_rows(xs)
+            return scan(self._row, carry, xs)
+
+        self._compiled = _compiled(block)
 
     def once(self, carry: tuple, xs: tuple) -> tuple[tuple, Any]:
         """The first step, as Python."""
@@ -202,12 +265,6 @@ class _Scan:
         found = iter(kept)
         kept = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
         return tree_unflatten(list(leaves), self._spec), tree_unflatten(kept, self._spec_kept)
-
-    def _block(self, carry: list[Tensor], xs: list[Tensor]) -> tuple[list, list]:
-        for x in xs:
-            torch._check(x.shape[0] >= 1)
-            torch._check(x.shape[0] == xs[0].shape[0])
-        return scan(self._row, carry, xs)
 
     def _row(self, carry: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         moved, kept = self._step(tree_unflatten(list(carry), self._spec), tuple(row))

@@ -47,7 +47,7 @@ def test_the_graph_of_a_model_gives_its_numbers_bit_for_bit(kernel, model):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "NUTS"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_native_code_of_a_model_gives_its_numbers_to_rounding(kernel):
     eager, info, _ = end_of_run(KERNELS[kernel](), MODELS[0], False)
     native, native_info, rung = end_of_run(KERNELS[kernel](), MODELS[0], True)

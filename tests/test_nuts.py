@@ -1,6 +1,8 @@
 """NUTS builds the trees it says, weighs their points by the energy, and samples its target."""
 
+import itertools
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ import pyro_ebm as ebm
 from pyro_ebm.diagnostics import bulk_ess, split_r_hat
 from pyro_ebm.energies import Banana, Gaussian
 from pyro_ebm.kernels import HMC, NUTS, run
+from pyro_ebm.kernels.acceleration import Runner
 from pyro_ebm.kernels.hamiltonian import leapfrog
-from pyro_ebm.kernels.tree import begin, extend
+from pyro_ebm.kernels.tree import Checkpoints, begin, extend, renew, uniforms
 from pyro_ebm.potential import Potential
 
 STANDARD = Gaussian(torch.zeros(1, dtype=torch.float64), 1.0)
@@ -83,26 +86,152 @@ def test_builds_the_trees_of_the_recursion(step_size):
         for t in range(1, 2**max_depth):
             moved, p = leapfrog(potential, moved, p)
             points[sign * t] = p
-    forward = torch.rand(num_chains, max_depth) < 0.5
-    uniforms = torch.rand(num_chains, 3)
-    now = begin(state, momentum, 1.0 - forward[:, 0].double(), max_depth)
-    for t in range(1, 2**max_depth):
-        following = forward[:, min(t.bit_length(), max_depth - 1)]
-        uniforms[:, 2] = 1.0 - following.double()
-        now = extend(potential, state, now, uniforms, max_depth)
-    assert not now.active.any()
+    seed = torch.randint(2**62, (num_chains,))
+    forward = seed.unsqueeze(-1) >> torch.arange(max_depth) & 1
+    start = (momentum.T.contiguous(), 0.5 * momentum.square().sum(-1))
+    now, checkpoints, found = begin(state, *start), Checkpoints(start[0], max_depth), {}
+    for _ in range(1, 2**max_depth):
+        now, end = extend(potential, state, now, checkpoints, seed)
+        for c in end.over.nonzero().flatten().tolist():
+            sizes = (now.depth[c].item(), now.num_steps[c].item())
+            found.setdefault(c, (*sizes, end.saturated[c], now.tree.momentum_sum[:, c]))
+        now = renew(now, end.over, *start)
     depths = set()
     for c in range(num_chains):
         depth, (left, right), num_steps = tree_by_recursion(
             {t: p[c] for t, p in points.items()}, forward[c].tolist()
         )
-        assert (now.depth[c], now.num_steps[c]) == (depth, num_steps)
+        *sizes, saturated, momentum_sum = found[c]
+        assert sizes == [depth, num_steps]
         inside = torch.stack([points[t][c] for t in range(left, right + 1)])
-        if now.saturated[c] or num_steps != 2**depth - 1:
+        if saturated or num_steps != 2**depth - 1:
             assert not some_subtree_turns(inside)
-        torch.testing.assert_close(now.tree.momentum_sum[c], inside.sum(0))
+        torch.testing.assert_close(momentum_sum, inside.sum(0))
         depths.add(depth)
     assert len(depths) >= 3
+
+
+def split_mix(seed, place):
+    """SplitMix64 by its definition, on Python's integers without a sign."""
+    x = (seed + place * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def test_the_uniforms_of_a_chain_are_the_halves_of_its_stream():
+    assert split_mix(1234567, 1) == 6457827717110365317  # as published with the generator
+    seed = torch.randint(2**62, (200,)) * 2 + torch.randint(2, (200,))
+    place = torch.randint(1, 1024, (200,))
+    one, other = uniforms(seed, place)
+    for c, (a, b) in enumerate(zip(seed.tolist(), place.tolist(), strict=True)):
+        high, low = divmod(split_mix(a, b), 2**32)
+        assert one[c] == (high + 0.5) / 2**32
+        assert other[c] == (low + 0.5) / 2**32
+
+
+def block_and_steps(kernel, potential, z, num_steps):
+    """A block of steps, the same steps one by one, and the calls of the gradient in the block."""
+    calls = 0
+
+    def counted(z):
+        nonlocal calls
+        calls += 1
+        return potential.value_and_grad(z)
+
+    state = kernel.init(potential, z)
+    noise = kernel.noise(state, torch.Generator().manual_seed(0), num_steps)
+    watched = Potential(counted, potential.sites, potential.start)
+    block = kernel.block(watched, state, noise)
+    steps = []
+    for row in zip(*noise, strict=True):
+        state, info = kernel.step(potential, state, row)
+        steps.append((state, info))
+    return block, steps, calls
+
+
+@pytest.mark.parametrize(
+    ("kernel", "energy", "dtype"),
+    [
+        (NUTS(step_size=0.3), Banana(scale=1.0, curvature=0.5), torch.float64),
+        (NUTS(step_size=0.3), Banana(scale=1.0, curvature=0.5), torch.float32),
+        (NUTS(step_size=0.1, max_tree_depth=3), Banana(1.0, 0.5), torch.float64),
+        (NUTS(step_size=0.1, max_tree_depth=1), Banana(1.0, 0.5), torch.float64),
+        (NUTS(step_size=1.7), Banana(scale=1.0, curvature=3.0), torch.float64),
+    ],
+    ids=["double", "float", "shallow", "one leaf", "diverging"],
+)
+@pytest.mark.parametrize("num_chains", [1, 40])
+def test_a_block_is_its_steps_bit_for_bit_and_no_chain_waits(kernel, energy, dtype, num_chains):
+    energy = energy.to(dtype)
+    z = energy.sample(num_chains)
+    (moved, after, info), steps, calls = block_and_steps(kernel, flat_potential(energy), z, 12)
+    for k, (state, info_of_step) in enumerate(steps):
+        for name in ("z", "potential", "grad"):
+            assert torch.equal(getattr(after, name)[k], getattr(state, name))
+        for got, expected in zip(info, info_of_step, strict=True):
+            assert torch.equal(got[k], expected)
+    assert torch.equal(moved.z, steps[-1][0].z)
+    assert torch.equal(moved.grad, steps[-1][0].grad)
+    assert calls == info.num_steps.sum(0).max()
+    if num_chains > 1 and kernel.max_tree_depth > 3:
+        assert calls < info.num_steps.max(1).values.sum()
+    if kernel.step_size > 1:
+        assert info.diverging.any()
+
+
+def test_a_run_in_blocks_is_its_steps():
+    energy = Banana(scale=1.0, curvature=0.5)
+    potential, kernel = flat_potential(energy), NUTS(step_size=0.4)
+    state = kernel.init(potential, energy.sample(6))
+    runner = Runner(kernel, potential, state, 80, False)
+    generator = torch.Generator().manual_seed(2)
+    adaptation = kernel.adaptation(10)
+    warmup = list(runner.run(state, 10, generator, adaptation))
+    assert [len(history.z) for _, history in warmup] == [1] * 10  # each teaches the next
+    assert adaptation.t == 10
+    state = warmup[-1][0]
+    start = generator.get_state()
+    histories = [history for _, history in runner.run(state, 70, generator)]
+    one_by_one = list(run(kernel, potential, state, 70, generator.set_state(start)))
+    assert len(histories) < 10
+    for name in ("z", "potential"):
+        got = torch.cat([getattr(history, name) for history in histories])
+        expected = torch.stack([getattr(state, name) for state, _ in one_by_one])
+        assert torch.equal(got, expected)
+
+
+def test_blocks_of_long_trajectories_are_short(monkeypatch):
+    monkeypatch.setattr("pyro_ebm.kernels.acceleration.MOST_LEAPFROGS", 64)
+    kernel, energy = NUTS(step_size=0.2), Gaussian(torch.zeros(2), 1.0)
+    potential = flat_potential(energy)
+    state = kernel.init(potential, energy.sample(3))
+    runner = Runner(kernel, potential, state, 30, False)
+    found = [history for _, history in runner.run(state, 30, torch.Generator().manual_seed(2))]
+    for before, after in itertools.pairwise(found[:-1]):
+        assert len(after.z) == 64 // before.info.num_steps.max()
+    assert len(found[0].z) == 1
+    assert sum(len(history.z) for history in found) == 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_native_blocks_of_any_length_are_the_graph_to_rounding():
+    potential, kernel = Potential.of(posterior("eight_schools").model), NUTS(step_size=0.4)
+    state = kernel.init(potential, potential.initialize(9))
+    native, graph = (Runner(kernel, potential, state, 200, way) for way in (True, "auto"))
+    assert native.rung.name == "native"
+    for num_steps in (1, 2, 7, 70):
+        ends = []
+        for runner in (native, graph):
+            generator = torch.Generator().manual_seed(num_steps)
+            *_, (end, history) = runner.run(state, num_steps, generator)
+            ends.append((end, history))
+        (end, history), (expected_end, expected) = ends
+        torch.testing.assert_close(end, expected_end, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(history, expected, rtol=1e-8, atol=1e-8)
+        state = expected_end
 
 
 def test_a_tree_of_depth_one_is_one_metropolis_step():
@@ -295,6 +424,7 @@ def test_keeps_the_dtype_of_its_target():
     assert info.accept_prob.dtype == info.energy.dtype == torch.float32
 
 
-def test_refuses_a_tree_without_depth():
-    with pytest.raises(ValueError, match="max_tree_depth must be at least 1, got 0"):
-        NUTS(max_tree_depth=0)
+@pytest.mark.parametrize("depth", [0, 21])
+def test_refuses_a_tree_without_depth_or_without_end(depth):
+    with pytest.raises(ValueError, match=f"max_tree_depth must be between 1 and 20, got {depth}"):
+        NUTS(max_tree_depth=depth)

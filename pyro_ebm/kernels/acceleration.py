@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["History", "Runner", "traced"]
+__all__ = ["AsynchronousKernel", "History", "Runner", "traced"]
 
+import functools
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..engine import Compile, Rung, compile_scan, trace
+from ..engine import Compile, Rung, compile_block, compile_scan, trace
 from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
@@ -25,6 +27,37 @@ WORTH_COMPILING = 30.0
 SECONDS_PER_OPERATION = 4e-6
 SECONDS_PER_NUMBER = 5e-10
 """What an operation of a graph takes on a CPU, about, and each number that it makes."""
+
+
+MOST_LEAPFROGS = 4096
+"""The batched leapfrogs after which a block of steps of an asynchronous kernel should be over, so
+that its progress is seen and an interrupt loses little."""
+
+
+class AsynchronousKernel(Kernel):
+    """A kernel whose chains do not wait for one another within a block of steps.
+
+    A chain's own state and row k of the noise alone decide its step k, so that blocks of any
+    lengths give the same draws.
+    """
+
+    branch_free = False
+
+    @abstractmethod
+    def block(
+        self, potential: Potential, state: State, noise: tuple[Tensor, ...]
+    ) -> tuple[State, State, Info]:
+        """Moves every chain as often as the noise has rows.
+
+        Args:
+            potential: The target.
+            state: Where the chains are.
+            noise: What ``noise`` drew for a number of steps.
+
+        Returns:
+            Where the chains are now, where they were after each step, and what happened in each:
+            the latter two with a first dimension over steps.
+        """
 
 
 class History(NamedTuple):
@@ -61,6 +94,7 @@ class Runner:
         self._steps_left = num_steps
         self._native: Callable | None = None
         self._may_compile = False
+        self._longest = MOST_LEAPFROGS
         if compile is False or (compile == "auto" and num_steps < WORTH_TRACING):
             reason = f"compile={compile}" if compile is False else f"only {num_steps} steps"
             self.rung: Rung = Rung(None, "eager", reason)
@@ -72,6 +106,13 @@ class Runner:
 
     def _go_native(self, state: State) -> None:
         kernel, potential = self._kernel, self._potential
+        if isinstance(kernel, AsynchronousKernel):
+            self._may_compile = False
+            noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0), 2)
+            block = functools.partial(kernel.block, potential)
+            self.rung = compile_block(block, state, noise, self.rung.size)
+            self._native = self.rung.fn
+            return
 
         def step(state: State, noise: tuple[Tensor, ...]) -> tuple[State, History]:
             state, info = kernel.step(potential, state, noise)
@@ -102,6 +143,8 @@ class Runner:
         """
         for length in blocks(state.z, num_steps):
             walk = self._step_by_step if self._native is None else self._as_one
+            if isinstance(self._kernel, AsynchronousKernel):
+                walk = self._asynchronously
             for moved, history in walk(state, length, generator, adaptation):
                 yield moved, history
             state = moved
@@ -146,6 +189,29 @@ class Runner:
         for k in range(num_steps):
             state, history = self._native(state, tuple(x[k : k + 1] for x in noise))
             state = adaptation.update(state, _each(history.info, lambda field: field[0]))
+            yield state, history
+
+    def _asynchronously(
+        self,
+        state: State,
+        num_steps: int,
+        generator: torch.Generator,
+        adaptation: Adaptation | None,
+    ) -> Iterator[tuple[State, History]]:
+        noise = self._kernel.noise(state, generator, num_steps)
+        block = self._native or functools.partial(self._kernel.block, self._potential)
+        begun = 0
+        while begun < num_steps:
+            # A step size that lags behind what was learnt would set dual averaging swinging.
+            length = 1 if adaptation is not None else max(1, MOST_LEAPFROGS // self._longest)
+            rows = tuple(part[begun : begun + length] for part in noise)
+            state, after, info = block(state, rows)
+            made = len(after.z)
+            history = History(after.z, after.potential, state.step_size.expand(made), info)
+            if adaptation is not None:
+                state = adaptation.update(state, _each(info, lambda field: field[0]))
+            self._longest = int(info.num_steps.max())
+            begun += made
             yield state, history
 
 

@@ -51,10 +51,14 @@ class DualAveraging(NamedTuple):
         | The No-U-Turn sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
 
     Example:
-        >>> tuner = DualAveraging.begin(torch.tensor(1.0))
-        >>> for _ in range(2000):
-        ...     tuner = tuner.update(1 / (1 + tuner.step_size), target=0.6)  # falls with the step
-        >>> round(tuner.final_step_size.item(), 2)
+        >>> step_size = torch.tensor(1.0)
+        >>> for _ in range(3):
+        ...     tuner = DualAveraging.begin(step_size)
+        ...     for _ in range(100):
+        ...         accept_prob = 1 / (1 + tuner.step_size)  # falls with the step
+        ...         tuner = tuner.update(accept_prob, target=0.6)
+        ...     step_size = tuner.final_step_size
+        >>> round(step_size.item(), 2)
         0.67
     """
 

@@ -1,4 +1,4 @@
-"""The No-U-Turn sampler, all chains at once: one batched leapfrog after another."""
+"""The No-U-Turn sampler, all chains at once, and none waits for another's tree."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from ..distributions import Boltzmann
+from ..engine import loop
 from ..potential import Model, Potential
-from .base import Kernel
+from .acceleration import AsynchronousKernel
 from .transition import Info, State, normal_like
-from .tree import begin, extend
+from .tree import Checkpoints, Trajectory, begin, extend, renew
 
-BLOCK = 8
-"""For how many leaves uniforms are drawn at once, and after how many leapfrogs an accelerator is
-asked whether all chains are done; a CPU is asked after each."""
+MAX_TREE_DEPTH = 20
+"""A million leapfrogs for one draw, beyond which the tables of the tree would be large."""
+
+POLL_EVERY = 8
+"""After how many leapfrogs an accelerator is asked whether all chains are done; a CPU is asked
+after each. Chains that are done move on meanwhile, and nothing of it is kept."""
 
 
-class NUTS(Kernel):
+class NUTS(AsynchronousKernel):
     r"""The No-U-Turn sampler, multinomial: Hamiltonian dynamics for as long as it leads away.
 
     A fresh momentum :math:`p \sim \mathcal{N}(0, I)` begins a trajectory. It is doubled, forward
@@ -36,9 +40,11 @@ class NUTS(Kernel):
     former one with probability :math:`\min(1, \sum_\text{new} w / \sum_\text{old} w)`.
 
     The invariant law is :math:`e^{-U}`, exactly. Warmup adapts the step size :math:`\epsilon` and
-    the units, pooled over chains. Each chain stops by itself but all wait for the longest: a step
-    costs as many batched gradients as its longest tree has, at most :math:`2^J - 1`. Energy
-    differences and weights are summed in float64.
+    the units, pooled over chains. In a block of steps one batched leapfrog after another serves
+    all chains, whichever step each is at: a chain whose trajectory is over begins its next one at
+    once, and waits only at the end of the block. One step alone costs as many batched gradients as
+    its longest tree has, at most :math:`2^J - 1`. Energy differences and weights are summed in
+    float64.
 
     References:
         | The No-U-Turn sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
@@ -58,8 +64,8 @@ class NUTS(Kernel):
         target_accept_prob: The mean acceptance, over the points of a trajectory, to aim at.
 
     Raises:
-        ValueError: If ``step_size`` or ``max_tree_depth`` is not positive, or
-            ``target_accept_prob`` is not between 0 and 1.
+        ValueError: If ``step_size`` is not positive, ``max_tree_depth`` not between 1 and 20, or
+            ``target_accept_prob`` not between 0 and 1.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -69,8 +75,6 @@ class NUTS(Kernel):
         >>> mcmc.sample_stats["tree_depth"].shape
         torch.Size([8, 20])
     """
-
-    branch_free = False
 
     def __init__(
         self,
@@ -83,8 +87,10 @@ class NUTS(Kernel):
         adapt_mass_matrix: bool = True,
         target_accept_prob: float = 0.8,
     ) -> None:
-        if max_tree_depth < 1:
-            raise ValueError(f"max_tree_depth must be at least 1, got {max_tree_depth}")
+        if not 1 <= max_tree_depth <= MAX_TREE_DEPTH:
+            raise ValueError(
+                f"max_tree_depth must be between 1 and {MAX_TREE_DEPTH}, got {max_tree_depth}"
+            )
         super().__init__(
             model,
             potential_fn=potential_fn,
@@ -100,7 +106,8 @@ class NUTS(Kernel):
     ) -> tuple[Tensor, ...]:
         """Draws a momentum and, since nobody knows how many uniforms it takes, a seed per chain.
 
-        The uniforms of a chain are a stream of its own, that of SplitMix64 from its seed.
+        The bits of the seed are the directions of the doublings; the uniforms are a stream of the
+        chain's own, that of SplitMix64 from its seed.
         """
         momentum = normal_like(state.z, generator, *num_steps)
         seed = torch.empty(momentum.shape[:-1], dtype=torch.long, device=momentum.device)
@@ -110,39 +117,69 @@ class NUTS(Kernel):
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
     ) -> tuple[State, Info]:
+        moved, _, info = self.block(potential, state, tuple(part[None] for part in noise))
+        return moved, Info(*(field[0] for field in info))
+
+    def block(  # noqa: D102
+        self, potential: Potential, state: State, noise: tuple[Tensor, ...]
+    ) -> tuple[State, State, Info]:
         momentum, seed = noise
-        now = begin(state, momentum, _uniforms(seed, 0, 1)[:, 0, 0], self.max_tree_depth)
-        poll_every = 1 if momentum.device.type == "cpu" else BLOCK
-        for t in range(1, 2**self.max_tree_depth):
-            if t % BLOCK == 1:
-                uniforms = _uniforms(seed, t, BLOCK).unbind(1)
-            depth = t.bit_length() - 1
-            now = extend(potential, state, now, uniforms[(t - 1) % BLOCK], depth)
-            if t % poll_every == 0 and not bool(now.active.any()):
-                break
-        end = now.tree.proposal
-        info = Info(
-            diverging=now.diverging,
-            accept_prob=(now.accept_sum / now.num_steps).to(end.potential.dtype),
-            accepted=now.moved,
-            energy=end.potential + 0.5 * end.momentum.square().sum(-1),
-            num_steps=now.num_steps,
-            tree_depth=now.depth,
-            reached_max_treedepth=now.saturated,
+        num_draws = len(seed)
+        kinetic = 0.5 * momentum.double().square().sum(-1)
+        momentum = momentum.mT.contiguous()
+        checkpoints = Checkpoints(momentum[0], self.max_tree_depth)
+        points = momentum.new_empty(num_draws + 1, 2, *momentum.shape[1:])
+        numbers = kinetic.new_empty(num_draws + 1, 4, kinetic.shape[-1])
+
+        def leap(now: tuple[Tensor, Trajectory]) -> tuple[Tensor, Trajectory]:
+            draw, trajectory = now
+            own_seed = _rows(seed, draw.clamp(max=num_draws - 1))
+            trajectory, end = extend(potential, state, trajectory, checkpoints, own_seed)
+            if polls and not end.over.any():
+                return draw, trajectory
+            proposal = trajectory.tree.proposal
+            code = 4 * trajectory.num_steps + 2 * end.saturated + end.diverging
+            found = (proposal.potential, proposal.log_weight, trajectory.accept_sum, code)
+            points.scatter_(0, draw.expand_as(proposal.point)[None], proposal.point[None])
+            numbers.scatter_(0, draw.expand(1, 4, -1), torch.stack(found)[None])
+            draw = (draw + end.over).clamp(max=num_draws)
+            row = draw.clamp(max=num_draws - 1)
+            return draw, renew(trajectory, end.over, _rows(momentum, row), _rows(kinetic, row))
+
+        def several(now: tuple[Tensor, Trajectory]) -> tuple[Tensor, Trajectory]:
+            for _ in range(1 if polls or torch.compiler.is_compiling() else POLL_EVERY):
+                now = leap(now)
+            return now
+
+        polls = momentum.device.type == "cpu" and not torch.compiler.is_compiling()
+        start = begin(state, momentum[0], kinetic[0])
+        draw, _ = loop(
+            lambda now: (now[0] < num_draws).any(), several, (torch.zeros_like(seed[0]), start)
         )
-        moved = state._replace(z=end.z, potential=end.potential, grad=end.grad)
-        return moved, info
+        z, grad = points[:-1].movedim(1, 0).mT.contiguous().unbind(0)
+        value, log_weight, accept_sum, code = numbers[:-1].movedim(1, 0).contiguous().unbind(0)
+        value, code = value.to(z.dtype), code.long()
+        num_steps = code >> 2
+        before = torch.cat([state.potential[None], value[:-1]])
+        info = Info(
+            diverging=(code & 1) == 1,
+            accept_prob=(accept_sum / num_steps).to(z.dtype),
+            accepted=(z != torch.cat([state.z[None], z[:-1]])).any(-1),
+            energy=(before + kinetic - log_weight).to(z.dtype),
+            num_steps=num_steps,
+            tree_depth=(num_steps.double() + 1.5).log2().long(),
+            reached_max_treedepth=(code & 2) == 2,
+        )
+        after = state._replace(z=z, potential=value, grad=grad)
+        last = draw - 1
+        moved = state._replace(
+            z=_rows(z.mT, last).mT.contiguous(),
+            potential=_rows(value, last),
+            grad=_rows(grad.mT, last).mT.contiguous(),
+        )
+        return moved, after, info
 
 
-def _uniforms(seed: Tensor, first: int, num_leaves: int) -> Tensor:
-    """The uniforms ``(C, num_leaves, 3)`` from leaf ``first`` on, in each chain's own stream.
-
-    It is SplitMix64, whose arithmetic wraps at 64 bits.
-    """
-    place = 1 + torch.arange(3 * first, 3 * (first + num_leaves), device=seed.device)
-    x = seed.unsqueeze(-1) + place * -0x61C8864680B583EB
-    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    x = x ^ (x >> 31 & 0x1FFFFFFFF)
-    uniforms = (x >> 11 & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
-    return uniforms.unflatten(-1, (num_leaves, 3))
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Takes from ``x (K, *, C)`` each chain's own row, ``(*, C)``."""
+    return x.gather(0, index.expand_as(x[:1]))[0]

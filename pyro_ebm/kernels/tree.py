@@ -3,13 +3,23 @@ r"""Trajectories that double until they turn back, over a batch of chains, witho
 Leaf :math:`n` of a subtree under construction ends as many complete subtrees as :math:`n` has
 trailing ones in binary, and where these began is known from one checkpoint per level, so that
 :math:`2^j` leaves need :math:`j` momenta. :func:`extend` moves the registers of every chain by one
-leaf and knows nothing of what the other chains do: where a trajectory is over, another may begin
-at once.
+leaf and knows nothing of what the other chains do: where a trajectory is over, :func:`renew` lets
+the next begin at once.
 """
 
 from __future__ import annotations
 
-__all__ = ["Branch", "Point", "Trajectory", "begin", "extend"]
+__all__ = [
+    "Branch",
+    "Checkpoints",
+    "End",
+    "Proposal",
+    "Trajectory",
+    "begin",
+    "extend",
+    "renew",
+    "uniforms",
+]
 
 from typing import NamedTuple, TypeVar
 
@@ -23,200 +33,258 @@ from .transition import State
 T = TypeVar("T")
 
 
-class Point(NamedTuple):
-    """A point of phase space per chain; the momentum is in the units of ``State.scale``."""
+class Proposal(NamedTuple):
+    """A point drawn by weight."""
 
-    z: Tensor
+    point: Tensor
+    """Its coordinates and the gradient of U, stacked, ``(2, D, C)``."""
     potential: Tensor
-    grad: Tensor
-    momentum: Tensor
+    log_weight: Tensor
+    """The Hamiltonian of the start less that of the point, in float64."""
 
 
 class Branch(NamedTuple):
     """Consecutive points: one drawn by weight, the log of the sum of weights, and of momenta."""
 
-    proposal: Point
+    proposal: Proposal
     log_weight: Tensor
     momentum_sum: Tensor
 
 
 class Trajectory(NamedTuple):
-    """The registers: all that the next leaf of each chain needs."""
+    """The registers: all that the next leaf of each chain needs but for the checkpoints."""
 
-    start: Point
-    left: Point
-    right: Point
-    """The ends of the tree, backward and forward in time."""
+    front: Tensor
+    """The end of the tree that grows: its coordinates, gradient and momentum, ``(3, D, C)``."""
+    back: Tensor
+    """The other end. The momenta are in the units of ``State.scale``."""
+    hamiltonian: Tensor
+    """Of the start, in float64."""
     tree: Branch
     branch: Branch
     """The subtree under construction, which will double the tree or be thrown away."""
-    checkpoint_momentum: Tensor
-    checkpoint_sum: Tensor
-    """The momentum at which an open subtree began, per level, ``(C, J, D)``, and the momentum sum
-    of the branch up to and with it; both are written in place."""
-    forward: Tensor
-    """Whether the branch grows forward in time."""
     num_leaves: Tensor
     """How many points the branch has."""
     depth: Tensor
     """How often the tree was doubled."""
-    num_steps: Tensor
     accept_sum: Tensor
     """The sum over the leapfrog steps of the acceptance of the point, in float64."""
-    active: Tensor
-    """Whether the trajectory goes on."""
-    moved: Tensor
-    """Whether the proposal is no longer the start."""
+
+    @property
+    def num_steps(self) -> Tensor:
+        """How many leapfrog steps were made."""
+        return (1 << self.depth) - 1 + self.num_leaves
+
+
+class End(NamedTuple):
+    """Whether a trajectory is over, and of what."""
+
+    over: Tensor
     diverging: Tensor
     saturated: Tensor
     """Whether it ended for its depth alone: it neither turned nor diverged."""
 
 
-def begin(state: State, momentum: Tensor, uniform: Tensor, max_tree_depth: int) -> Trajectory:
+class Checkpoints:
+    """Where the open subtrees of each branch began, per level; written in place.
+
+    Args:
+        momentum: The momentum of each chain, with shape ``(D, C)``.
+        max_tree_depth: How often a trajectory may double.
+    """
+
+    def __init__(self, momentum: Tensor, max_tree_depth: int) -> None:
+        self.num_levels = max_tree_depth
+        self.momentum = momentum.new_zeros(max_tree_depth + 1, *momentum.shape)
+        self.rest = torch.zeros_like(self.momentum)
+        leaf = torch.arange(2 ** (max_tree_depth - 1), device=momentum.device)
+        level = torch.arange(max_tree_depth, device=momentum.device).unsqueeze(-1)
+        bits = leaf >> level & 1
+        highest = bits[1:].sum(0)
+        trailing = bits.cumprod(0).sum(0)
+        self.begins_at = torch.where(bits[0] == 0, highest, max_tree_depth)
+        self.ends_at = (level <= highest) & (level > highest - trailing)
+
+    def turns(self, num_leaves: Tensor, depth: Tensor, p: Tensor, momentum_sum: Tensor) -> Tensor:
+        """Whether one of the complete subtrees that end at a leaf turns back.
+
+        An even leaf begins subtrees and is written down; an odd one ends as many as it has
+        trailing ones, the smallest of which began at the highest open level.
+
+        Args:
+            num_leaves: How many leaves came before this one.
+            depth: How many levels the branch has.
+            p: The momentum at the leaf, with shape ``(D, C)``.
+            momentum_sum: The sum of momenta up to and with the leaf, with shape ``(D, C)``.
+        """
+        part = momentum_sum - 0.5 * p
+        level = self.begins_at[num_leaves].expand_as(p)[None]
+        self.momentum.scatter_(0, level, p[None])
+        self.rest.scatter_(0, level, -part[None])
+        num_levels = self.num_levels
+        if not torch.compiler.is_compiling() and depth.device.type == "cpu":
+            num_levels = max(1, int(depth.max()))
+        first, rest = self.momentum[:num_levels], self.rest[:num_levels]
+        q = part + rest
+        back = ((first * q).sum(1) <= 0) | ((p * q).sum(1) <= 0)
+        return (back & self.ends_at[:num_levels, num_leaves]).any(0)
+
+
+def begin(state: State, momentum: Tensor, kinetic: Tensor) -> Trajectory:
     """Makes the registers of trajectories of one point.
 
     Args:
         state: Where the chains are.
-        momentum: The momentum of each chain, with shape ``(C, D)``.
-        uniform: Uniform draws that choose the first direction, with shape ``(C,)``.
-        max_tree_depth: How often a trajectory may double.
+        momentum: The momentum of each chain, with shape ``(D, C)``.
+        kinetic: Its kinetic energy in float64, with shape ``(C,)``.
     """
-    start = Point(state.z, state.potential, state.grad, momentum)
     zero = torch.zeros_like(state.potential, dtype=torch.float64)
-    count = zero.long()
-    no = zero.bool()
-    checkpoint = momentum.new_zeros(len(momentum), max_tree_depth, momentum.shape[-1])
+    point = torch.stack([state.z.T, state.grad.T])
+    proposal = Proposal(point, state.potential, zero)
+    start = torch.cat([point, momentum.unsqueeze(0)])
     return Trajectory(
-        start=start,
-        left=start,
-        right=start,
-        tree=Branch(start, zero, momentum),
-        branch=Branch(start, torch.full_like(zero, -torch.inf), torch.zeros_like(momentum)),
-        checkpoint_momentum=checkpoint,
-        checkpoint_sum=checkpoint.clone(),
-        forward=uniform < 0.5,
-        num_leaves=count,
-        depth=count,
-        num_steps=count,
+        front=start,
+        back=start,
+        hamiltonian=state.potential + kinetic,
+        tree=Branch(proposal, zero, momentum),
+        branch=Branch(proposal, torch.full_like(zero, -torch.inf), torch.zeros_like(momentum)),
+        num_leaves=zero.long(),
+        depth=zero.long(),
         accept_sum=zero,
-        active=~no,
-        moved=no,
-        diverging=no,
-        saturated=no,
     )
 
 
 def extend(
-    potential: Potential, state: State, now: Trajectory, uniforms: Tensor, max_depth: int
-) -> Trajectory:
-    """Adds one leaf to the trajectory of every active chain; the others stay as they are.
+    potential: Potential,
+    state: State,
+    now: Trajectory,
+    checkpoints: Checkpoints,
+    seed: Tensor,
+) -> tuple[Trajectory, End]:
+    """Adds one leaf to the trajectory of every chain.
 
     Args:
         potential: The target.
         state: The step size and the units.
         now: The registers.
-        uniforms: Uniform draws, with shape ``(C, 3)``.
-        max_depth: A bound on ``now.depth`` of active chains, which saves work.
+        checkpoints: What is known of their branches, and will be.
+        seed: An integer per chain, with shape ``(C,)``. Its bit :math:`j` says whether doubling
+            :math:`j` goes forward in time; from its stream come the choices between points.
 
     Returns:
-        The new registers. The checkpoints of the old ones are overwritten.
+        The new registers, and where the trajectory is over.
     """
-    point = _leap(potential, state, now)
-    log_weight = _log_weight(now.start, point)
-    branch = _add_leaf(now.branch, point, log_weight, uniforms[:, 0])
-    inside = now.active & (log_weight > -MAX_ENERGY_ERROR)
-    valid = inside & ~_subtree_turns(now, branch, point, max_depth)
-    full = valid & (now.num_leaves + 1 == 2**now.depth)
-    taken = full & _happens(uniforms[:, 1], branch.log_weight - now.tree.log_weight)
-    left = _where(inside & ~now.forward, point, now.left)
-    right = _where(inside & now.forward, point, now.right)
+    choice, choice_of_branch = uniforms(seed, now.num_steps + 1)
+    forward = seed >> now.depth & 1
+    front, value = _leap(potential, state, now.front, 2 * forward - 1)
+    p = front[2]
+    change = now.hamiltonian - (value + 0.5 * p.double().square().sum(0))
+    log_weight = torch.where(change.isfinite(), change, -torch.inf)
+    inside = log_weight > -MAX_ENERGY_ERROR
+    branch = _add_leaf(now.branch, Proposal(front[:2], value, log_weight), p, choice)
+    turned = checkpoints.turns(now.num_leaves, now.depth, p, branch.momentum_sum)
+    valid = inside & ~turned
+    num_leaves = now.num_leaves + 1
+    full = valid & (num_leaves == 1 << now.depth)
+    taken = full & (choice_of_branch < (branch.log_weight - now.tree.log_weight).exp())
     tree = Branch(
         _where(taken, branch.proposal, now.tree.proposal),
-        _where(full, now.tree.log_weight.logaddexp(branch.log_weight), now.tree.log_weight),
+        torch.where(full, now.tree.log_weight.logaddexp(branch.log_weight), now.tree.log_weight),
         _where(full, now.tree.momentum_sum + branch.momentum_sum, now.tree.momentum_sum),
     )
-    turned = full & _turns(left.momentum, right.momentum, tree.momentum_sum)
+    turned = full & _turns(now.back[2], p, tree.momentum_sum)
     depth = now.depth + full
-    saturated = full & ~turned & (depth >= now.checkpoint_sum.shape[1])
-    return now._replace(
-        left=left,
-        right=right,
+    saturated = full & ~turned & (depth == checkpoints.num_levels)
+    flips = full & ((seed >> depth & 1) != forward)
+    following = Trajectory(
+        front=_where(flips, now.back, front),
+        back=_where(flips, front, now.back),
+        hamiltonian=now.hamiltonian,
         tree=tree,
-        branch=Branch(
-            branch.proposal,
-            branch.log_weight.masked_fill(full, -torch.inf),
-            branch.momentum_sum.masked_fill(full.unsqueeze(-1), 0),
-        ),
-        forward=torch.where(full, uniforms[:, 2] < 0.5, now.forward),
-        num_leaves=(now.num_leaves + 1).masked_fill(full, 0),
+        branch=_emptied(branch, full),
+        num_leaves=num_leaves.masked_fill(full, 0),
         depth=depth,
-        num_steps=now.num_steps + now.active,
-        accept_sum=now.accept_sum + now.active * log_weight.clamp(max=0).exp(),
-        active=valid & ~turned & ~saturated,
-        moved=now.moved | taken,
-        diverging=now.diverging | (now.active & ~inside),
-        saturated=now.saturated | saturated,
+        accept_sum=now.accept_sum + log_weight.clamp(max=0).exp(),
     )
+    return following, End(~valid | turned | saturated, ~inside, saturated)
 
 
-def _leap(potential: Potential, state: State, now: Trajectory) -> Point:
-    """Steps from one end of the tree; chains that are done take a step of length 0."""
-    end = _where(now.forward, now.right, now.left)
-    sign = torch.where(now.forward, 1, -1) * now.active
-    step_size = state.step_size * sign.unsqueeze(-1)
-    here = state._replace(z=end.z, potential=end.potential, grad=end.grad, step_size=step_size)
-    there, momentum = leapfrog(potential, here, end.momentum)
-    return Point(there.z, there.potential, there.grad, momentum)
+def renew(now: Trajectory, over: Tensor, momentum: Tensor, kinetic: Tensor) -> Trajectory:
+    """Begins new trajectories at the proposals of those that are over.
 
-
-def _log_weight(start: Point, point: Point) -> Tensor:
-    """The start's Hamiltonian less the point's, in float64; minus infinity where it is a NaN."""
-    p, q = start.momentum, point.momentum
-    kinetic = 0.5 * ((q - p) * (q + p)).sum(-1, dtype=torch.float64)
-    change = start.potential.double() - point.potential.double() - kinetic
-    return change.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-
-
-def _add_leaf(branch: Branch, point: Point, log_weight: Tensor, uniform: Tensor) -> Branch:
-    """Draws the leaf with its share of the weight, so that each has its own in the end."""
-    total = branch.log_weight.logaddexp(log_weight)
-    taken = _happens(uniform, log_weight - total)
-    return Branch(
-        _where(taken, point, branch.proposal), total, branch.momentum_sum + point.momentum
-    )
-
-
-def _subtree_turns(now: Trajectory, branch: Branch, point: Point, max_depth: int) -> Tensor:
-    """Whether one of the complete subtrees that end at the leaf turns back.
-
-    An even leaf begins subtrees and is written down; an odd one ends as many as it has trailing
-    ones, the smallest of which began at the highest open level.
+    Args:
+        now: The registers.
+        over: Where to do it, with shape ``(C,)``.
+        momentum: The momenta to begin with, with shape ``(D, C)``.
+        kinetic: Their kinetic energies in float64, with shape ``(C,)``.
     """
-    n, p, num_levels = now.num_leaves, point.momentum, max(1, max_depth)
-    first, sums = now.checkpoint_momentum[:, :num_levels], now.checkpoint_sum[:, :num_levels]
-    level = torch.arange(num_levels, device=n.device)
-    bits = n.unsqueeze(-1) >> level & 1
-    highest = bits[:, 1:].sum(-1, keepdim=True)
-    trailing = bits.cumprod(-1).sum(-1, keepdim=True)
-    written = ((level == highest) & (bits[:, :1] == 0)).unsqueeze(-1)
-    first.copy_(torch.where(written, p.unsqueeze(1), first))
-    sums.copy_(torch.where(written, branch.momentum_sum.unsqueeze(1), sums))
-    total = branch.momentum_sum.unsqueeze(1) - sums + first
-    ends_here = (level <= highest) & (level > highest - trailing)
-    return (ends_here & _turns(first, p.unsqueeze(1), total)).any(-1)
+    proposal = now.tree.proposal
+    start = torch.cat([proposal.point, momentum.unsqueeze(0)])
+    return Trajectory(
+        front=_where(over, start, now.front),
+        back=_where(over, start, now.back),
+        hamiltonian=torch.where(over, proposal.potential + kinetic, now.hamiltonian),
+        tree=Branch(
+            proposal._replace(log_weight=proposal.log_weight.masked_fill(over, 0)),
+            now.tree.log_weight.masked_fill(over, 0),
+            _where(over, momentum, now.tree.momentum_sum),
+        ),
+        branch=_emptied(now.branch, over),
+        num_leaves=now.num_leaves.masked_fill(over, 0),
+        depth=now.depth.masked_fill(over, 0),
+        accept_sum=now.accept_sum.masked_fill(over, 0),
+    )
 
 
-def _turns(left: Tensor, right: Tensor, momentum_sum: Tensor) -> Tensor:
-    q = momentum_sum - 0.5 * (left + right)
-    return ((left * q).sum(-1) <= 0) | ((right * q).sum(-1) <= 0)
+def _leap(
+    potential: Potential, state: State, end: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Steps from one end of the tree; returns the new end and its potential."""
+    z, grad, momentum = end.mT
+    step_size = state.step_size * direction.unsqueeze(-1)
+    there, momentum = leapfrog(
+        potential, state._replace(z=z, grad=grad, step_size=step_size), momentum
+    )
+    return torch.stack([there.z.T, there.grad.T, momentum.T]), there.potential
 
 
-def _happens(uniform: Tensor, log_prob: Tensor) -> Tensor:
-    return uniform < log_prob.clamp(max=0).exp()  # never for a NaN
+def _add_leaf(branch: Branch, leaf: Proposal, momentum: Tensor, uniform: Tensor) -> Branch:
+    """Draws the leaf with its share of the weight, so that each has its own in the end."""
+    total = branch.log_weight.logaddexp(leaf.log_weight)
+    taken = uniform < (leaf.log_weight - total).exp()  # never for a NaN
+    return Branch(_where(taken, leaf, branch.proposal), total, branch.momentum_sum + momentum)
+
+
+def _emptied(branch: Branch, mask: Tensor) -> Branch:
+    """Forgets the branch, but not its proposal: the first leaf always takes its place."""
+    return Branch(
+        branch.proposal,
+        branch.log_weight.masked_fill(mask, -torch.inf),
+        branch.momentum_sum.masked_fill(mask, 0),
+    )
+
+
+def _turns(one: Tensor, other: Tensor, momentum_sum: Tensor) -> Tensor:
+    q = momentum_sum - 0.5 * (one + other)
+    return ((one * q).sum(0) <= 0) | ((other * q).sum(0) <= 0)
+
+
+def uniforms(seed: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Two uniforms at a place of each chain's own stream.
+
+    It is SplitMix64, whose arithmetic wraps at 64 bits; the halves of its number are one uniform
+    each, in the middle of one of :math:`2^{32}` intervals.
+    """
+    x = seed + place * -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    x = x ^ (x >> 31 & 0x1FFFFFFFF)
+    high, low = x >> 32 & 0xFFFFFFFF, x & 0xFFFFFFFF
+    return (high.double() + 0.5) * 2.0**-32, (low.double() + 0.5) * 2.0**-32
 
 
 def _where(mask: Tensor, new: T, old: T) -> T:
     """Chooses by chain between tensors, or tuples of them."""
     if isinstance(new, Tensor):
-        return torch.where(mask.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+        return torch.where(mask, new, old)
     return type(new)(*(_where(mask, a, b) for a, b in zip(new, old, strict=True)))
