@@ -128,6 +128,7 @@ class NUTS(AsynchronousKernel):
         kinetic = 0.5 * momentum.double().square().sum(-1)
         momentum = momentum.mT.contiguous()
         checkpoints = Checkpoints(momentum[0], self.max_tree_depth)
+        chain = checkpoints.chain
         points = momentum.new_empty(num_draws + 1, 2, *momentum.shape[1:])
         numbers = kinetic.new_empty(num_draws + 1, 4, kinetic.shape[-1])
 
@@ -140,8 +141,9 @@ class NUTS(AsynchronousKernel):
             proposal = trajectory.tree.proposal
             code = 4 * trajectory.num_steps + 2 * end.saturated + end.diverging
             found = (proposal.potential, proposal.log_weight, trajectory.accept_sum, code)
-            points.scatter_(0, draw.expand_as(proposal.point)[None], proposal.point[None])
-            numbers.scatter_(0, draw.expand(1, 4, -1), torch.stack(found)[None])
+            # By index, which native code does in place; scatter_ would copy all draws each time.
+            points[draw, :, :, chain] = proposal.point.movedim(-1, 0)
+            numbers[draw, :, chain] = torch.stack(found, -1)
             draw = (draw + end.over).clamp(max=num_draws)
             row = draw.clamp(max=num_draws - 1)
             return draw, renew(trajectory, end.over, _rows(momentum, row), _rows(kinetic, row))

@@ -97,6 +97,7 @@ class Checkpoints:
         self.num_levels = max_tree_depth
         self.momentum = momentum.new_zeros(max_tree_depth + 1, *momentum.shape)
         self.rest = torch.zeros_like(self.momentum)
+        self.chain = torch.arange(momentum.shape[-1], device=momentum.device)
         leaf = torch.arange(2 ** (max_tree_depth - 1), device=momentum.device)
         level = torch.arange(max_tree_depth, device=momentum.device).unsqueeze(-1)
         bits = leaf >> level & 1
@@ -118,9 +119,9 @@ class Checkpoints:
             momentum_sum: The sum of momenta up to and with the leaf, with shape ``(D, C)``.
         """
         part = momentum_sum - 0.5 * p
-        level = self.begins_at[num_leaves].expand_as(p)[None]
-        self.momentum.scatter_(0, level, p[None])
-        self.rest.scatter_(0, level, -part[None])
+        level = self.begins_at[num_leaves]
+        self.momentum[level, :, self.chain] = p.T
+        self.rest[level, :, self.chain] = -part.T
         num_levels = self.num_levels
         if not torch.compiler.is_compiling() and depth.device.type == "cpu":
             num_levels = max(1, int(depth.max()))
