@@ -38,7 +38,7 @@ def test_recovers_the_moments_of_a_skewed_target_after_warmup(kernel, target):
     mcmc = quiet(
         KERNELS[kernel](ebm.Boltzmann(energy)),
         60,
-        100,
+        200,
         num_chains=300,
         initial_params={"x": potential_start},
     )

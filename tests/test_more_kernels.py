@@ -1,4 +1,4 @@
-"""What is special to the random walk, the underdamped and the microcanonical kernels."""
+"""What is special to the random walk and the underdamped kernels."""
 
 import math
 
@@ -12,7 +12,6 @@ import pyro_ebm as ebm
 from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian
 from pyro_ebm.kernels import GHMC, MALA, MAMS, MCLMC, RandomWalk, UnderdampedLangevin, run
-from pyro_ebm.kernels.microcanonical import isokinetic_leapfrog
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.potential import Potential
 
@@ -233,165 +232,12 @@ def test_the_first_step_draws_the_momentum_and_later_ones_keep_it(make):
     torch.testing.assert_close(second.momentum, first.momentum, atol=1e-3, rtol=0)
 
 
-# microcanonical
-
-
-def unit(x):
-    return x / x.norm(dim=-1, keepdim=True)
-
-
-def flow(potential, z, u, step_size, num_steps, scale=1.0):
-    state = MAMS(step_size=step_size).init(potential, z)
-    state, total = state._replace(scale=scale * state.scale), 0.0
-    for _ in range(num_steps):
-        state, u, gain = isokinetic_leapfrog(potential, state, u)
-        total = total + gain
-    return state, u, total
-
-
-@pytest.mark.parametrize("target", ["banana", "gaussian_mixture_isotropic"])
-def test_isokinetic_leapfrog_is_reversible_and_of_second_order(target):
-    energy = SKEWED[target]()
-    potential, z, scale = flat_potential(energy), start(energy, 50), tensor([0.7, 1.6])
-    u = unit(torch.randn_like(z))
-    there, v, gain = flow(potential, z, u, 0.1, 8, scale)
-    torch.testing.assert_close(v.norm(dim=-1), torch.ones(50))
-    back, w, loss = flow(potential, there.z, -v, 0.1, 8, scale)
-    torch.testing.assert_close(back.z, z)
-    torch.testing.assert_close(-w, u)
-    torch.testing.assert_close(loss, -gain)
-
-    def energy_error(step_size, num_steps):
-        end, _, gain = flow(potential, z, u, step_size, num_steps, scale)
-        return (end.potential - potential.value_and_grad(z)[0] + gain).abs().mean()
-
-    assert 3.5 < energy_error(0.02, 20) / energy_error(0.01, 40) < 4.5
-
-
-def test_isokinetic_leapfrog_has_the_jacobian_that_it_says():
-    r"""The gain of kinetic energy is minus the log Jacobian on phase space."""
-    energy = SKEWED["banana"]()
-    potential, z = flat_potential(energy), tensor([[0.8, -0.3]])
-    angle = tensor([0.9])
-
-    def chart(point):
-        u = torch.stack([point[2:].cos(), point[2:].sin()], dim=-1)
-        end, v, gain = flow(potential, point[None, :2], u, 0.4, 3)
-        return torch.cat([end.z[0], torch.atan2(v[:, 1], v[:, 0])]), gain
-
-    point, h = torch.cat([z[0], angle]), 1e-6
-    columns = [(chart(point + h * e)[0] - chart(point - h * e)[0]) / (2 * h) for e in torch.eye(3)]
-    log_jacobian = torch.stack(columns, dim=1).det().abs().log()
-    torch.testing.assert_close(-chart(point)[1][0], log_jacobian, atol=1e-7, rtol=1e-7)
-
-
-@pytest.mark.parametrize(("force", "cosine"), [(0.0, 0.0), (1e-300, 0.0), (1e6, -1.0)])
-def test_the_direction_stays_on_the_sphere_under_any_force(force, cosine):
-    """Against, along, across and almost against: all but the first turn to where it pulls."""
-    potential = Potential.of(Boltzmann(lambda x: force * x[..., 0], event_shape=(3,)))
-    u = unit(tensor([[1.0, 0, 0], [-1.0, 0, 0], [0.0, 1.0, 0], [1.0, 1e-6, 0]]))
-    _, v, gain = flow(potential, torch.zeros(4, 3), u, 0.1, 2)
-    torch.testing.assert_close(v.norm(dim=-1), torch.ones(4))
-    assert gain.isfinite().all()
-    torch.testing.assert_close(v[:2], u[:2])
-    torch.testing.assert_close(v[2, 0], tensor(cosine))
-
-
-@pytest.mark.parametrize("jitter", [0.0, 1.0])
-@pytest.mark.parametrize("step_size", [0.4, 1.8])
-@pytest.mark.parametrize("target", ["banana", "gaussian_mixture_isotropic", "mixture_plane"])
-def test_mams_leaves_skewed_targets_invariant_at_any_step(target, step_size, jitter):
-    energy = SKEWED[target]()
-    potential, z = flat_potential(energy), start(energy, 20_000)
-    kernel = MAMS(step_size=step_size, num_steps=3, jitter=jitter)
-    state, info = move(kernel, potential, z, 6, scale=tensor([0.7, 1.6]))
-    assert info.accepted.any()
-    assert info.num_steps.eq(3).all()
-    fresh = start(energy, 20_000)
-    assert_same_law(state.potential, potential.value_and_grad(fresh)[0])
-    for d in range(2):
-        assert_same_law(state.z[:, d], fresh[:, d])
-
-
-def test_mams_in_many_dimensions():
-    energy = Gaussian(torch.zeros(30), torch.linspace(0.5, 2.0, 30))
-    z = start(energy, 4000)
-    state, info = move(MAMS(step_size=1.2, num_steps=4), flat_potential(energy), z, 8)
-    assert 0.5 < info.accept_prob.mean() < 0.999
-    squares = 2 * state.potential  # chi-squared, less a constant
-    squares = squares - 2 * energy(torch.zeros(30))
-    assert_mean(squares, 30.0)
-    assert_mean((squares - 30) ** 2, 60.0)
-
-
-def test_mams_jitters_its_step_for_all_chains_alike():
-    potential = Potential.of(Boltzmann(lambda x: 0 * x.sum(-1), event_shape=(2,)))
-    kernel = MAMS(step_size=0.1, num_steps=5, jitter=0.4)
-    state = kernel.init(potential, torch.zeros(7, 2))
-    lengths, last = [], state.z
-    for moved, _ in run(kernel, potential, state, 300, torch.Generator().manual_seed(0)):
-        lengths.append((moved.z - last).norm(dim=-1))
-        last = moved.z
-    lengths = torch.stack(lengths)
-    torch.testing.assert_close(lengths, lengths[:, :1].expand_as(lengths))
-    assert 0.3 <= lengths.min() < 0.32  # free flight: num_steps * step_size * (1 - jitter)
-    assert 0.68 < lengths.max() <= 0.7
-    assert moved.step_size == 0.1
-
-
-def test_mams_rejects_all_that_is_not_finite():
-    cliff = Boltzmann(lambda x: torch.where(x[..., 0] > 0, x.sum(-1), -math.inf), event_shape=(2,))
-    z = torch.full((200, 2), 0.1)
-    kernel = MAMS(step_size=1.0)
-    state, info = move(kernel, Potential.of_batch(cliff, (200,), z), z, 1)
-    assert info.diverging.any()
-    assert info.accept_prob[info.diverging].eq(0).all()
-    assert state.potential.isfinite().all()
-
-
-def test_mclmc_has_a_bias_that_vanishes_with_its_step():
-    energy = Gaussian(torch.zeros(4), 1.0)
-    potential, z = flat_potential(energy), start(energy, 20_000)
-
-    def excess(step_size, num_steps):
-        state, _ = move(MCLMC(step_size=step_size), potential, z, num_steps)
-        torch.testing.assert_close(state.momentum.norm(dim=-1), torch.ones(len(z)))
-        return state.z.square().mean() - 1
-
-    error = math.sqrt(2 / (4 * len(z)))
-    small, large = excess(0.2, 60), excess(1.5, 20)
-    assert_close(small, 0.0, error)
-    assert large > 10 * error
-
-
-def test_mclmc_forgets_its_direction_over_its_length():
-    """Free flight: the direction correlates by about exp(-path / length)."""
-    potential = Potential.of(Boltzmann(lambda x: 0 * x.sum(-1), event_shape=(50,)))
-    kernel = MCLMC(step_size=0.1, length=2.0)
-    state, _ = move(kernel, potential, torch.zeros(4000, 50), 1)
-    u = state.momentum
-    later, _ = move(kernel, potential, state.z, 20, momentum=u, begun=torch.ones(()))
-    cosine = (u * later.momentum).sum(-1)
-    assert_close(cosine.mean(), math.exp(-1), cosine.std() / math.sqrt(4000) + 0.01)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: RandomWalk(step_size=0.0), "step_size must be positive, got 0.0"),
         (lambda: UnderdampedLangevin(step_size=0.1, friction=0.0), "friction must be positive"),
         (lambda: GHMC(friction=-1.0), "friction must be positive, got -1.0"),
-        (lambda: MAMS(num_steps=0), "num_steps must be at least 1, got 0"),
-        (lambda: MAMS(jitter=1.5), "jitter must be between 0 and 1, got 1.5"),
-        (lambda: MCLMC(step_size=0.1, length=0.0), "length must be positive, got 0.0"),
-        (
-            lambda: MAMS().init(flat_potential(STANDARD), torch.zeros(3, 1)),
-            "MAMS needs a target of at least 2 dimensions, got 1: use HMC instead",
-        ),
-        (
-            lambda: MCLMC(step_size=0.1).init(flat_potential(STANDARD), torch.zeros(3, 1)),
-            "MCLMC needs a target of at least 2 dimensions, got 1: use HMC instead",
-        ),
     ],
 )
 def test_refuses_bad_arguments(make, message):
