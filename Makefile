@@ -9,7 +9,7 @@ PY    := $(VENV)/bin/python
 EMPTY := $(VENV)/.empty
 DEMO  := $(VENV)/.demo
 DEV   := $(VENV)/.dev
-PEERS := .venv-peers/.done
+PEERS := .venv-peers/jax/.done .venv-peers/torch/.done
 
 # By variable and not by -c, so that the build backend is pinned too.
 INSTALL := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check
@@ -79,7 +79,7 @@ $(DEV): pyproject.toml constraints.txt | $(EMPTY)
 	$(INSTALL) --editable ".[dev]"
 	@touch $@ $(DEMO)
 
-$(PEERS): benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+.venv-peers/%/.done: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv --clear .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -1,0 +1,1 @@
+"""Our own cells, each a fresh process like those of the peers."""

@@ -1,0 +1,52 @@
+"""What a run's draws are worth, and whether they are right."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.references import Moments
+from pyro_ebm.diagnostics import bulk_ess, split_r_hat
+
+MAX_R_HAT = 1.02
+MAX_Z = 5.0
+
+
+class Quality(NamedTuple):
+    ess: float
+    """The least bulk effective sample size, of all coordinates and their squares."""
+    r_hat: float
+    """The largest R-hat of all coordinates."""
+    z: float
+    """The largest error of a mean or mean square, in its standard error and the reference's."""
+
+    @property
+    def void(self):
+        """Why the row does not count, or nothing."""
+        if not self.r_hat < MAX_R_HAT:
+            return f"R-hat {self.r_hat:.3f}"
+        if not self.z < MAX_Z:
+            return f"means off by {self.z:.1f} standard errors"
+        return ""
+
+
+def quality(draws: dict[str, torch.Tensor], reference: dict[str, Moments]) -> Quality:
+    """Measures draws ``(chain, draw, *shape)`` by site."""
+    ess, r_hat, z = [], [], []
+    for name, values in draws.items():
+        columns = values.reshape(*values.shape[:2], -1)
+        for i, column in enumerate(columns.unbind(-1)):
+            x = column.double()
+            if not x.isfinite().all():
+                return Quality(math.nan, math.nan, math.nan)
+            r_hat.append(split_r_hat(x))
+            moments = reference[name]
+            for power, mean, mcse in (
+                (x, moments.mean[i], moments.mean_mcse[i]),
+                (x.square(), moments.square[i], moments.square_mcse[i]),
+            ):
+                ess.append(bulk_ess(power))
+                error = (power.var() / ess[-1] + mcse**2).sqrt()
+                z.append((power.mean() - mean).abs() / error)
+    worst = torch.stack(ess).min(), torch.stack(r_hat).max(), torch.stack(z).max()
+    return Quality(*(value.item() for value in worst))
