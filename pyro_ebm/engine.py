@@ -277,10 +277,16 @@ def _fresh(carry: tuple) -> tuple[Tensor, ...]:
 
 
 def _check(got: Any, expected: Any) -> None:  # noqa: ANN401
-    """Raises if a rung does not give what the one below gave."""
-    pairs = zip(tree_leaves(got), tree_leaves(expected), strict=True)
-    for new, old in ((new, old) for new, old in pairs if isinstance(old, Tensor)):
-        eps = torch.finfo(old.dtype).eps if old.is_floating_point() else 0.0
+    """Raises if a rung does not give what the one below gave, to the coarsest precision in it."""
+    pairs = [
+        (new, old)
+        for new, old in zip(tree_leaves(got), tree_leaves(expected), strict=True)
+        if isinstance(old, Tensor)
+    ]
+    of_numbers = [torch.finfo(old.dtype).eps for _, old in pairs if old.is_floating_point()]
+    coarsest = max(of_numbers, default=0.0)
+    for new, old in pairs:
+        eps = coarsest if old.is_floating_point() else 0.0
         scale = old.abs().max().item() if eps and old.numel() else 0.0
         if not torch.allclose(new, old, rtol=eps**0.5, atol=100 * eps * scale, equal_nan=True):
             raise RuntimeError("the graph gives other numbers than the model: is it random?")
