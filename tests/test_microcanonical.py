@@ -11,7 +11,7 @@ from torch import tensor
 import pyro_ebm as ebm
 from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian
-from pyro_ebm.kernels import MAMS, MCLMC, run
+from pyro_ebm.kernels import MAMS, MCLMC, Info, run
 from pyro_ebm.kernels.isokinetic import isokinetic_leapfrog, unit
 from pyro_ebm.kernels.length import Spread
 from pyro_ebm.kernels.transition import seeded_generator
@@ -251,9 +251,28 @@ def test_a_path_of_a_given_number_of_steps_is_left_alone():
 
 
 def test_a_step_size_does_not_run_away_where_one_step_is_the_path():
-    """Without a force every step is accepted."""
-    state = warm_up(MAMS(), Potential.of(FREE), torch.randn(20, 2), 300)
-    assert state.step_size < 10 * state.length
+    """All is accepted, whatever the step."""
+    kernel = MAMS()
+    state = kernel.init(Potential.of(FREE), torch.randn(50, 2))
+    adaptation = kernel.adaptation(300)
+    info = Info(diverging=torch.zeros(50).bool(), accept_prob=torch.ones(50))
+    for _ in range(300):
+        z = torch.randn(50, 2)
+        state = adaptation.update(state._replace(z=z, grad=z), info)
+    assert 1.2 < state.length < 2
+    assert state.step_size < 5 * state.length
+
+
+def test_paths_are_short_until_the_first_windows_have_ended():
+    """From afar, where a slow way in looks like a wide target."""
+    energy = Gaussian(torch.tensor([1000.0, 0.0]), torch.tensor([1.0, 1e4]))
+    mcmc = ebm.MCMC(MAMS(Boltzmann(energy)), 10, 400, 8, disable_progbar=True)
+    mcmc.run()
+    steps = mcmc.warmup_stats["n_steps"][0]
+    ends = [12, 24, 40, 60]
+    for window, (begun, ended) in enumerate(zip([0, *ends], ends, strict=False)):
+        # Half as long again by jitter, and a step for the change of the step size.
+        assert steps[begun + 1 : ended].max() <= 1.5 * 4 * 2**window + 1
 
 
 def test_warmup_makes_mams_mix_on_a_slow_target_from_the_default_start():

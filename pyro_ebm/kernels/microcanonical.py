@@ -169,12 +169,13 @@ class MCLMC(WithMomentum):
 
     where :math:`\epsilon^6` is in proportion to :math:`v`. Of a standard Gaussian, in 2 to 100
     dimensions, the second moments are then too large by about :math:`0.45 \, v^{1/3}` (measured):
-    4 % at :math:`v = 5 \cdot 10^{-4}`, 1 % at :math:`10^{-5}`. Other targets have other biases, of
-    the same order. A step to a non-finite potential is not made: the chain turns back, it is
-    counted in ``Info.diverging``, and for warmup it counts as a large error. Warmup also adapts
-    the units :math:`s` and the length :math:`\ell = \sqrt{\lambda D}`, with the variance
-    :math:`\lambda` in the widest directions of :math:`x / s`
-    (:class:`~pyro_ebm.kernels.length.Spread`), pooled over chains. With
+    4 % at :math:`v = 5 \cdot 10^{-4}`, 1 % at :math:`10^{-5}`. Other targets have other biases. An
+    error counts for no more than 16 times its target, so that rare large ones, as in the neck of a
+    funnel, do not decide; with them the mean is above :math:`v`. A step to a non-finite potential
+    is not made: the chain turns back, it is counted in ``Info.diverging``, and for warmup it
+    counts as the largest error. Warmup also adapts the units :math:`s` and the length
+    :math:`\ell = \sqrt{\lambda D}`, with the variance :math:`\lambda` in the widest directions of
+    :math:`x / s` (:class:`~pyro_ebm.kernels.length.Spread`), pooled over chains. With
     ``adapt_step_size=False``, ``adapt_mass_matrix=False`` and a ``length`` it adapts nothing.
     :class:`MAMS` is its exact sibling.
 
