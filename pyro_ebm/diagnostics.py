@@ -138,14 +138,23 @@ def _median(x: Tensor) -> Tensor:
 def _normal_ranks(x: Tensor) -> Tensor:
     """Replaces draws by normal quantiles of their ranks over all chains, with ties averaged."""
     flat = x.flatten(0, 1).movedim(0, -1).contiguous()
-    ordered = flat.sort(-1).values
-    first = torch.searchsorted(ordered, flat)
-    last = torch.searchsorted(ordered, flat, right=True)
-    ranks = (first + last + 1).double() / 2
-    quantiles = torch.special.ndtri((ranks - 0.375) / (flat.shape[-1] + 0.25))
+    ordered, order = flat.sort(-1)
+    quantiles = torch.special.ndtri((_ranks(ordered) - 0.375) / (flat.shape[-1] + 0.25))
+    quantiles = torch.empty_like(quantiles).scatter_(-1, order, quantiles)
     constant = (ordered[..., :1] == ordered[..., -1:]) | ~flat.isfinite().all(-1, keepdim=True)
     quantiles = torch.where(constant, torch.nan, quantiles)
     return quantiles.movedim(-1, 0).reshape(x.shape)
+
+
+def _ranks(ordered: Tensor) -> Tensor:
+    """Ranks from one on of values in their order: of equal ones, the mean of theirs."""
+    place = torch.arange(ordered.shape[-1], device=ordered.device).expand_as(ordered)
+    begins, ends = (torch.ones_like(ordered, dtype=torch.bool) for _ in range(2))
+    begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    ends[..., :-1] = begins[..., 1:]
+    first = torch.where(begins, place, 0).cummax(-1).values
+    last = torch.where(ends, place, ordered.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return (first + last).double() / 2 + 1
 
 
 def _r_hat(x: Tensor) -> Tensor:
@@ -159,7 +168,8 @@ def _effective_sample_size(x: Tensor) -> Tensor:
     """Geyer's initial monotone sequence over chains ``(C, N, *event)``, cut as by ArviZ."""
     num_chains, n = x.shape[:2]
     spectrum = torch.fft.rfft(x - x.mean(1, keepdim=True), n=2 * n, dim=1)
-    covariance = torch.fft.irfft(spectrum.abs().square(), n=2 * n, dim=1)[:, :n].mean(0) / n
+    power = spectrum.abs().square().mean(0)
+    covariance = torch.fft.irfft(power, n=2 * n, dim=0)[:n] / n
     within = covariance[0] * n / (n - 1)
     variance = covariance[0] + (x.mean(1).var(0) if num_chains > 1 else 0.0)
     rho = 1 - (within - covariance) / variance
