@@ -3,6 +3,7 @@
 
 PYTHON  ?= python3
 WORKERS ?= 2
+SEEDS   ?= 3
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -58,7 +59,7 @@ examples: $(DEV)  ## run every example, small
 		echo "$(PY) $$example --smoke"; $(PY) "$$example" --smoke; done
 
 bench: $(DEV) $(PEERS)  ## measure speed against the peers; leaves benchmarks/results/
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks --workers $(WORKERS) --seeds $(SEEDS)
 
 clean:  ## remove all that make has made, .venv included
 	rm -rf $(VENV) .venv-peers report build dist docs/_build docs/generated

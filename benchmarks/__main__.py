@@ -1,16 +1,37 @@
 """``python -m benchmarks`` measures all and draws it; a name after it does that part alone."""
 
 import argparse
+import time
 
-from benchmarks import chains, figure, langevin, make_references, sampling, scale
+from benchmarks import (
+    chains,
+    figure,
+    first_draw,
+    langevin,
+    make_references,
+    pool,
+    posteriordb,
+    sampling,
+    scale,
+)
 
-PARTS = {"sampling": sampling, "langevin": langevin, "scale": scale, "figure": figure}
+PARTS = {
+    "first_draw": first_draw,
+    "langevin": langevin,
+    "scale": scale,
+    "posteriordb": posteriordb,
+    "sampling": sampling,
+    "figure": figure,
+}
 ONCE = {"chains": chains, "references": make_references}
 """Not part of a run: what they find is kept in files."""
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    pool.add_arguments(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="of the part named sampling")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
     for name, part in (PARTS | ONCE).items():
         command = commands.add_parser(name, help=part.__doc__.splitlines()[0])
@@ -19,8 +40,14 @@ def main():
     if args.part:
         (PARTS | ONCE)[args.part].main(args)
         return
+    of_all = ["--workers", str(args.workers)]
+    of_sampling = ["--seeds", str(args.seeds), "--limit", str(args.limit)]
+    words = {"posteriordb": of_all, "first_draw": of_all, "sampling": of_all + of_sampling}
     for name, part in PARTS.items():
-        part.main(parser.parse_args([name]))
+        began = time.perf_counter()
+        print(f"\n=== {name}", flush=True)
+        part.main(parser.parse_args([name, *words.get(name, [])]))
+        print(f"=== {name}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,58 @@
-"""Finds the number of chains at which each peer does best on each target, once."""
+"""Finds the number of chains at which each peer does best on each target, once.
+
+What was found is kept and not sought again, unless ``--again``.
+"""
 
 import json
 
-from benchmarks import process
+from benchmarks import pool, process
+from benchmarks.measure import line, measure
+from benchmarks.references import has_reference
 from benchmarks.samplers import CHAINS, SAMPLERS
-from benchmarks.sampling import line, measure
 from benchmarks.targets import MODELS
 
 COUNTS = [4, 64, 256, 1024]
+SCANNED = {s.label: s for s in SAMPLERS if not s.chains}
 
 
 def add_arguments(parser):
     parser.add_argument("--targets", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--samplers", nargs="+", choices=SCANNED, default=list(SCANNED))
     parser.add_argument("--draws", type=int, default=500, help="draws and warmup steps per chain")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one process")
+    parser.add_argument("--again", action="store_true", help="seek what was found before, too")
+    pool.add_arguments(parser)
 
 
 def main(args):
     kept = json.loads(CHAINS.read_text()) if CHAINS.exists() else {}
-    for sampler in SAMPLERS:
-        if sampler.chains or not process.exists(sampler.environment):
-            continue
-        for target in args.targets:
-            best = scan(target, sampler, args)
-            if best:
-                kept.setdefault(sampler.label, {})[target] = best
-                CHAINS.write_text(json.dumps(kept, indent=1) + "\n")
+    tasks = [
+        (target, SCANNED[label], args.draws, args.limit)
+        for target in args.targets
+        for label in args.samplers
+        if process.exists(SCANNED[label].environment)
+        and has_reference(target)
+        and (args.again or target not in kept.get(label, {}))
+    ]
+    for target, label, best in pool.run(scan, tasks, args.workers):
+        if best:
+            kept.setdefault(label, {})[target] = best
+            CHAINS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def scan(target, sampler, args):
+def scan(target, sampler, draws, limit):
     """Returns the best count hot and the best cold, of those that ran and are not void."""
     rows = []
     for chains in COUNTS:
-        row = measure(target, sampler, chains, 0, args.draws, args.limit)
+        row = measure(target, sampler, chains, 0, draws, limit)
         print(line(row), flush=True)
-        if "ess" not in row:  # more chains would take longer yet
+        if "failed" in row:  # more chains would take longer yet
             break
         if not row["void"]:
             rows.append(row)
-    return {
+    best = {
         kind: max(rows, key=lambda row: row[f"{kind}_per_second"])["chains"]
         for kind in ("hot", "cold")
         if rows
     }
+    return target, sampler.label, best

@@ -3,9 +3,11 @@
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from benchmarks import langevin, results, sampling, scale
+from benchmarks import langevin, posteriordb, results, sampling, scale
+from benchmarks.samplers import SAMPLERS
 
 MARKERS = "osD^v<>Pp*hX8d"
+LINES = ["-", "--", ":", "-."]
 
 
 def add_arguments(parser):
@@ -13,40 +15,47 @@ def add_arguments(parser):
 
 
 def main(args):
+    """Parts without a figure are tables alone."""
     mpl.use("Agg")
-    figures = {"sampling": of_sampling, "langevin": of_langevin, "scale": of_scale}
-    for name, draw in figures.items():
-        rows = results.load(name)["rows"]
-        if not rows:
-            print(f"no figure of {name}: it was not measured")
+    figures = {
+        "sampling": (of_sampling, sampling.medians),
+        "langevin": (of_langevin, langevin.medians),
+        "scale": (of_scale, scale.medians),
+        "posteriordb": (of_posteriordb, lambda rows: [row for row in rows if "failed" not in row]),
+    }
+    for name, (draw, table_of) in figures.items():
+        table = table_of(results.load(name)["rows"])
+        if not table:
+            print(f"no figure of {name}: there are no rows that count")
             continue
-        figure = draw(rows)
+        figure = draw(table)
         path = results.FOLDER / f"{name}.png"
         figure.savefig(path, dpi=150, bbox_inches="tight")
         plt.close(figure)
         print(path.name)
 
 
-def of_sampling(rows):
+def of_sampling(table):
     """A row for each target; ours filled, others hollow; a line from the least to the most."""
-    table = sampling.medians(rows)
-    names = list(dict.fromkeys(name for found in table.values() for name in found))
-    figure, axes = plt.subplots(1, 2, figsize=(12, 1 + 1.1 * len(table)), sharey=True)
+    known = [sampler.label for sampler in SAMPLERS]
+    there = {name for found in table.values() for name, _ in found}
+    names = [name for name in known if name in there] + sorted(there - set(known))
+    ours = {name for found in table.values() for (name, _), v in found.items() if v["ours"]}
+    figure, axes = plt.subplots(1, 2, figsize=(12, 1 + 1.3 * len(table)), sharey=True)
     for axis, kind in zip(axes, ("cold", "hot"), strict=True):
         for i, found in enumerate(table.values()):
-            for j, name in enumerate(names):
-                if name in found:
-                    draw_one(axis, found[name], kind, i + 0.8 * (j / len(names) - 0.5), j)
+            for (name, _), values in found.items():
+                j = names.index(name)
+                draw_one(axis, values, kind, i + 0.8 * ((j + 0.5) / len(names) - 0.5), j)
             axis.axhline(i + 0.5, color="0.85", linewidth=0.8)
         axis.set(xscale="log", xlabel="effective samples per second", title=kind)
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(table)), [name.replace("_", " ") for name in table])
     axes[0].invert_yaxis()
-    ours = {name for found in table.values() for name, values in found.items() if values["ours"]}
     handles = [
         plt.Line2D([], [], color="black", linestyle="", marker=MARKERS[j % len(MARKERS)],
                    markerfacecolor="black" if name in ours else "white",
-                   label=f"{'pyro_ebm ' if name in ours else ''}{name[0]}, {name[1]:,} chains")
+                   label=f"{'pyro_ebm ' if name in ours else ''}{name}")
         for j, name in enumerate(names)
     ]  # fmt: skip
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3)
@@ -61,12 +70,12 @@ def draw_one(axis, values, kind, y, j):
     axis.plot(median, y, marker=marker, color="black", markerfacecolor=face, markersize=5)
 
 
-def of_langevin(rows):
+def of_langevin(table):
     figure, axis = plt.subplots(figsize=(6, 4))
-    for j, (library, found) in enumerate(langevin.medians(rows).items()):
+    for j, (library, found) in enumerate(table.items()):
         ratios = [ratio for _, ratio in found.values()]
         if library != langevin.OURS:
-            style = {"marker": MARKERS[j], "linestyle": ["-", "--", ":", "-."][j]}
+            style = {"marker": MARKERS[j], "linestyle": LINES[j % len(LINES)]}
             axis.plot(list(found), ratios, color="black", label=f"against {library}", **style)
     axis.axhline(1.0, color="0.6", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="chains")
@@ -76,10 +85,10 @@ def of_langevin(rows):
     return figure
 
 
-def of_scale(rows):
+def of_scale(table):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for j, (compile, found) in enumerate(scale.medians(rows).items()):
-        style = {"color": "black", "marker": MARKERS[j], "linestyle": ["-", "--"][j]}
+    for j, (compile, found) in enumerate(table.items()):
+        style = {"color": "black", "marker": MARKERS[j], "linestyle": LINES[j % len(LINES)]}
         chains = list(found)
         cost = [1e9 * values["seconds_per_chain_step"] for values in found.values()]
         memory = [values["peak_bytes"] / 2**20 for values in found.values()]
@@ -92,4 +101,26 @@ def of_scale(rows):
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="chains")
         axis.legend()
+    return figure
+
+
+def of_posteriordb(rows):
+    """How far off the worst mean and the worst standard deviation are; the gates dashed."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    names = [name for name in posteriordb.NAMES if any(r["posterior"] == name for r in rows)]
+    for j, kernel in enumerate(posteriordb.KERNELS):
+        same = [row for row in rows if row["kernel"] == kernel]
+        y = [names.index(row["posterior"]) + 0.2 * (j - 0.5) for row in same]
+        style = {"color": "black", "linestyle": "", "marker": MARKERS[j], "label": kernel}
+        style |= {"markerfacecolor": "black" if j == 0 else "white"}
+        axes[0].plot([row["z"] for row in same], y, **style)
+        axes[1].plot([row["sd_ratio"] for row in same], y, **style)
+    for axis, gates in zip(axes, ([4.0], [0.9, 1.1]), strict=True):
+        for gate in gates:
+            axis.axvline(gate, color="0.6", linestyle="--", linewidth=0.8)
+    axes[0].set(xlabel="worst error of a mean, in standard errors", xlim=(0, None))
+    axes[1].set(xlabel="worst standard deviation / the reference's")
+    axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes[0].invert_yaxis()
+    axes[1].legend()
     return figure

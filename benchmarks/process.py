@@ -1,6 +1,7 @@
 """A fresh process on one thread, with empty compiler caches and a time limit."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,17 +39,33 @@ def run(environment, module, words, limit):
     command = [str(PYTHON[environment]), "-m", module]
     for name, value in words.items():
         command += [f"--{name}", str(value)]
-    with tempfile.TemporaryDirectory() as caches:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=_env(caches),
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, cwd=ROOT, env=_env(caches)
-            )
+            printed, complaints = child.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             raise Failed(f"over the limit of {limit:.0f} s") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        finally:
+            _end(child)
+    if child.returncode:
+        lines = complaints.strip().splitlines() or [f"exit status {child.returncode}"]
         raise Failed(lines[-1])
-    return done.stdout
+    return printed
+
+
+def _end(child):
+    """With all it has started: a compiler left behind would slow the next cell."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _env(caches):

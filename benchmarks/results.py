@@ -38,18 +38,20 @@ def cpu_model():
 
 
 def commit():
-    """The commit of this checkout, with a plus if files differ from it; nothing without git."""
+    """The commit of this checkout, with a plus if code differs from it; nothing without git."""
+    code = ("--", "pyro_ebm", "benchmarks", "tests", ":!benchmarks/results", ":!*/chains.json")
+    found = git("rev-parse", "--short=10", "HEAD")
+    return found + ("+" if git("status", "--porcelain", *code) else "") if found else ""
+
+
+def git(*words):
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
-            cwd=FOLDER.parent,
-            capture_output=True,
-            text=True,
-            check=True,
+        done = subprocess.run(
+            ["git", *words], cwd=FOLDER.parent.parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return found.stdout.strip()
+    return done.stdout.strip()
 
 
 def load(name):
@@ -58,6 +60,9 @@ def load(name):
 
 
 def save(name, about, rows):
+    """In one move, so that a run cut short leaves a whole file."""
     FOLDER.mkdir(exist_ok=True)
-    text = json.dumps({"about": about, "rows": rows}, indent=1)
-    (FOLDER / f"{name}.json").write_text(text + "\n")
+    path = FOLDER / f"{name}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    part.replace(path)

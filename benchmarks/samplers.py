@@ -17,6 +17,8 @@ class Sampler(NamedTuple):
     """What its cell is told besides."""
     chains: int | None
     """How many; ``None`` for its own best on each target."""
+    rivals: tuple = ()
+    """Labels of other ways to run the same: on each target only the best of them is repeated."""
 
     @property
     def is_ours(self):
@@ -37,16 +39,26 @@ def ours(kernel, chains, compile="auto"):
     return Sampler(label, "own", "benchmarks.ours.sampling", words, chains)
 
 
-def peer(label, module, environment="jax", chains=None, **words):
-    return Sampler(label, environment, f"benchmarks.peers.{module}", words, chains)
+def peer(label, module, environment="jax", chains=None, rivals=(), **words):
+    return Sampler(label, environment, f"benchmarks.peers.{module}", words, chains, rivals)
+
+
+def pyro(label, rival, jit):
+    return peer(label, "pyro_nuts", "own", chains=1, rivals=(rival,), jit=jit)
+
+
+def blackjax_chees(label, rival, metric):
+    return peer(label, "blackjax_chees", rivals=(rival,), metric=metric)
 
 
 SAMPLERS = [
-    peer("Pyro NUTS", "pyro_nuts", environment="own", chains=1, jit=False),
-    peer("Pyro NUTS, jit", "pyro_nuts", environment="own", chains=1, jit=True),
+    pyro("Pyro NUTS", "Pyro NUTS, jit", jit=False),
+    pyro("Pyro NUTS, jit", "Pyro NUTS", jit=True),
     peer("NumPyro NUTS", "numpyro_nuts"),
     peer("BlackJAX NUTS", "blackjax_nuts"),
     peer("BlackJAX MAMS", "blackjax_mams"),
+    blackjax_chees("BlackJAX ChEES", "BlackJAX ChEES, diagonal", metric="None"),
+    blackjax_chees("BlackJAX ChEES, diagonal", "BlackJAX ChEES", metric="diagonal"),
     peer("nutpie NUTS", "nutpie_nuts"),
     ours("ChEES", 64),
     ours("ChEES", 64, compile=True),

@@ -2,25 +2,20 @@
 
 «cold» is the time from after the imports to the last draw, in a fresh process with empty compiler
 caches; «hot» that of the sampling alone, without warmup, in a second run of the same process. A
-row whose chains have not mixed, or whose means are off, is void.
+row whose chains have not mixed, or whose means are off, is void. A cell that gave no answer is not
+tried from further seeds, nor is the slower of two ways to run one peer; a call goes on where an
+earlier one was cut, as long as the code is the same.
 """
 
-import json
-import os
+import random
 import statistics
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from benchmarks import agreement, process, results
-from benchmarks.observations import dtype_of
-from benchmarks.quality import quality
-from benchmarks.references import has_reference, reference
+from benchmarks import agreement, pool, process, results, state
+from benchmarks.measure import line, measure
+from benchmarks.references import has_reference
 from benchmarks.samplers import SAMPLERS
-from benchmarks.targets import MODELS, potential_of, starting_points, use_dtype_of
+from benchmarks.targets import MODELS, potential_of, use_dtype_of
 
 KEY = ("target", "sampler", "chains", "seed")
 
@@ -32,25 +27,86 @@ def add_arguments(parser):
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--draws", type=int, default=500, help="draws and warmup steps per chain")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one process")
+    parser.add_argument("--fresh", action="store_true", help="repeat what was measured before")
+    pool.add_arguments(parser)
 
 
 def main(args):
-    """Runs the cells, seed by seed, so that a run cut short has rows for all."""
-    about = results.about("sampling", draws=args.draws, limit=args.limit)
-    before = results.load("sampling")
-    rows = {key(row): row for row in before["rows"] if before["about"] == about}
+    """Runs the cells, seed by seed, so that a run cut short has rows for all.
+
+    Within a seed they run in an order drawn at random, the same whenever the seed is, so that none
+    always has the same neighbour on the other core.
+    """
+    about = results.about("sampling", draws=args.draws, workers=args.workers)
+    rows = {} if args.fresh else {key(row): row for row in earlier(about, args)}
     cells = list(chosen(args))
-    for seed in range(args.seeds):
-        for target, sampler, chains in cells:
-            row = measure(target, sampler, chains, seed, args.draws, args.limit)
-            rows[key(row)] = row
-            results.save("sampling", about, list(rows.values()))
-            print(line(row), flush=True)
+    plan = [(seed, *cell) for seed in range(args.seeds) for cell in shuffled(cells, seed)]
+    announce(plan, rows, args)
+    for row in pool.run(measure, todo(plan, rows, args), args.workers):
+        rows[key(row)] = row
+        results.save("sampling", about, list(rows.values()))
+        print(line(row), flush=True)
     report(list(rows.values()))
+
+
+def earlier(about, args):
+    """Rows measured with the same code, but for failures that a higher limit may mend."""
+    samplers = {sampler.label: sampler for sampler in SAMPLERS}
+    digests = {label: state.code(sampler) for label, sampler in samplers.items()}
+
+    def is_current(row):
+        outlasted = "failed" not in row or row["limit"] >= args.limit
+        return row["code"] == digests.get(row["sampler"]) and outlasted
+
+    return state.kept("sampling", about, is_current)
 
 
 def key(row):
     return tuple(row[name] for name in KEY)
+
+
+def shuffled(cells, seed):
+    return random.Random(seed).sample(cells, len(cells))
+
+
+def todo(plan, rows, args):
+    """Yields what ``measure`` is to be told, of those cells that are still worth running."""
+    for seed, target, sampler, chains in plan:
+        there = (target, sampler.label, chains, seed) in rows
+        if not (there or is_out(target, sampler, chains, rows)):
+            yield target, sampler, chains, seed, args.draws, args.limit
+
+
+def is_out(target, sampler, chains, rows):
+    """Whether a cell has failed, or another way to run the same peer was faster hot and cold."""
+    same = [row for row in rows.values() if row["target"] == target]
+    own = [r for r in same if (r["sampler"], r["chains"]) == (sampler.label, chains)]
+    others = [r for r in same if r["sampler"] in sampler.rivals and not r["void"]]
+    return any("failed" in row for row in own) or (
+        bool(own and others)
+        and all(
+            max(row.get(kind, 0.0) for row in own) < min(row[kind] for row in others)
+            for kind in ("hot_per_second", "cold_per_second")
+        )
+    )
+
+
+def announce(plan, rows, args):
+    """Says how much there is to do, and how long that can take."""
+    left = list(todo(plan, rows, args))
+    before = defaultdict(list)
+    for row in [*results.load("sampling")["rows"], *rows.values()]:
+        if "wall" in row:
+            before[row["target"], row["sampler"], row["chains"]].append(row["wall"])
+    known = [before[target, sampler.label, chains] for target, sampler, chains, *_ in left]
+    seconds = sum(statistics.median(walls) for walls in known if walls)
+    print(
+        f"{len(plan)} cells, {len(plan) - len(left)} of them measured or out, {len(left)} to run, "
+        f"{args.workers} at a time: at most {len(left) * args.limit / args.workers / 3600:.1f} h "
+        f"and the time to judge them; {sum(map(bool, known))} of them took "
+        f"{seconds / args.workers / 60:.0f} min before",
+        flush=True,
+    )
 
 
 def chosen(args):
@@ -71,54 +127,6 @@ def chosen(args):
         for sampler in samplers:
             for chains in sampler.counts(target):
                 yield target, sampler, chains
-
-
-def measure(target, sampler, chains, seed, num_draws, limit):
-    """Runs a cell and returns its row."""
-    row = {"target": target, "sampler": sampler.label, "chains": chains, "seed": seed}
-    row |= {"ours": sampler.is_ours, "dtype": dtype_of(target), "load": os.getloadavg()[0]}
-    use_dtype_of(target)
-    potential = potential_of(target)
-    with tempfile.TemporaryDirectory() as folder:
-        start, out = Path(folder) / "start.npz", Path(folder) / "draws.npz"
-        np.savez(start, **starting_points(potential, chains, seed))
-        words = {"target": target, "dtype": dtype_of(target), "chains": chains, "seed": seed}
-        words |= {"draws": num_draws, "start": start, "out": out} | sampler.words
-        try:
-            printed = process.run(sampler.environment, sampler.module, words, limit)
-        except process.Failed as failure:
-            return row | {"void": str(failure)}
-        draws = {name: torch.from_numpy(v) for name, v in np.load(out).items()}
-    numbers = json.loads(printed.splitlines()[-1])
-    if not numbers["hot"] > 0:  # a difference of two times, for nutpie
-        return row | {"void": "sampling took too little time to measure"}
-    if "z" in draws:
-        draws = potential.constrain(draws["z"].to(torch.get_default_dtype()))
-    found = quality(draws, reference(target))
-    per_draw = found.ess / (chains * num_draws)
-    for name in ("useful", "executed"):
-        if f"gradients_{name}" in numbers:
-            numbers[f"ess_per_gradient_{name}"] = per_draw / numbers[f"gradients_{name}"]
-    return row | {
-        "void": found.void,
-        "ess": found.ess,
-        "r_hat": found.r_hat,
-        "z": found.z,
-        "hot_per_second": found.ess / numbers["hot"],
-        "cold_per_second": found.ess / numbers["cold"],
-        **numbers,
-    }
-
-
-def line(row):
-    """A row for the eye."""
-    name = f"{row['target']:16} {row['sampler']:15} {row['chains']:5} chains  seed {row['seed']}"
-    if "ess" not in row:
-        return f"{name}  VOID: {row['void']}"
-    return (
-        f"{name}  R-hat {row['r_hat']:.3f}  |z| {row['z']:4.1f}  hot {row['hot_per_second']:10.1f}"
-        f"/s  cold {row['cold_per_second']:9.1f}/s" + (row["void"] and f"  VOID: {row['void']}")
-    )
 
 
 def medians(rows):
@@ -153,9 +161,10 @@ def report(rows):
             )
             per_gradient = values.get("ess_per_gradient_executed")
             cells += f"  ESS/gradient {per_gradient[0]:.4f}" if per_gradient else ""
-            print(f"  {sampler:15} {chains:5} chains  {cells}")
+            print(f"  {sampler:24} {chains:5} chains  {cells}")
         for kind in ("hot", "cold"):
             print(f"  {kind}: " + ", ".join(ratios(table, f"{kind}_per_second")))
+    print(f"\n{state.span(rows)}")
     for target, sampler, chains, reasons in voids(rows):
         print(f"VOID {target} {sampler} {chains}: {reasons}")
 
