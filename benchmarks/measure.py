@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -34,10 +35,12 @@ def answer(target, sampler, chains, seed, num_draws, limit):
         np.savez(start, **starting_points(potential, chains, seed))
         words = {"target": target, "dtype": dtype_of(target), "chains": chains, "seed": seed}
         words |= {"draws": num_draws, "start": start, "out": out} | sampler.words
+        spent = cpu_of_children()
         try:
             printed = process.run(sampler.environment, sampler.module, words, limit)
         except process.Failed as failure:
             return {"void": f"{failure}; not tried again", "failed": True}
+        spent = cpu_of_children() - spent
         draws = {name: torch.from_numpy(v) for name, v in np.load(out).items()}
     numbers = json.loads(printed.splitlines()[-1])
     if not numbers["hot"] > 0:  # a difference of two times, for nutpie
@@ -56,14 +59,21 @@ def answer(target, sampler, chains, seed, num_draws, limit):
         "z": found.z,
         "hot_per_second": found.ess / numbers["hot"],
         "cold_per_second": found.ess / numbers["cold"],
+        "cpu": spent,
         **numbers,
     }
+
+
+def cpu_of_children():
+    """Seconds of CPU of all ended children: far below ``wall`` where others had the core."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def line(row):
     """A row for the eye."""
     name = f"{row['target']:16} {row['sampler']:24} {row['chains']:5} chains  seed {row['seed']}"
-    name += f"  {row['wall']:5.1f} s"
+    name += f"  {row['wall']:5.1f} s ({row.get('cpu', 0.0):5.1f} CPU)"
     if "ess" not in row:
         return f"{name}  VOID: {row['void']}"
     return (

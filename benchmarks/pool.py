@@ -7,9 +7,12 @@ and then judges its draws: so none of that work is done on the core of another c
 import contextlib
 import multiprocessing
 import os
+import signal
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 import torch
+
+from benchmarks import process
 
 
 def add_arguments(parser):
@@ -55,7 +58,15 @@ def the_cores(workers):
 
 
 def _pin(cores):
+    signal.signal(signal.SIGTERM, _stop)
     core = cores.get()
     torch.set_num_threads(1)
     with contextlib.suppress(AttributeError):  # macOS has no such call: there it is not pinned
         os.sched_setaffinity(0, {core})
+
+
+def _stop(signum, frame):
+    """A worker that is told to end leaves no cell behind."""
+    for child in process.children:
+        process.end(child)
+    os._exit(128 + signum)

@@ -16,6 +16,10 @@ PYTHON = {
 """The environments: ours, and those that ``make bench`` makes for the peers."""
 
 
+children = []
+"""Those that run now."""
+
+
 class Failed(RuntimeError):
     """A process that gave no answer."""
 
@@ -49,19 +53,20 @@ def run(environment, module, words, limit):
             env=_env(caches),
             start_new_session=True,
         )
+        children.append(child)
         try:
             printed, complaints = child.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             raise Failed(f"over the limit of {limit:.0f} s") from None
         finally:
-            _end(child)
+            end(children.pop())
     if child.returncode:
         lines = complaints.strip().splitlines() or [f"exit status {child.returncode}"]
         raise Failed(lines[-1])
     return printed
 
 
-def _end(child):
+def end(child):
     """With all it has started: a compiler left behind would slow the next cell."""
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)

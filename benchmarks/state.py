@@ -7,6 +7,7 @@ effective sample sizes of ours. Each row says when it was measured, and with wha
 """
 
 import hashlib
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -55,8 +56,11 @@ def kept(name, about, is_current):
 
 
 def span(rows):
-    """A line on when rows were measured, and whether all of ours with the same code."""
+    """A line on when rows were measured, and on what is wrong with that."""
     times = sorted(row["measured"] for row in rows)
     codes = {row["code"] for row in rows if row.get("ours")}
     mixed = f"; ours with {len(codes)} states of the code: NOT one run" if len(codes) > 1 else ""
-    return f"measured from {times[0]} to {times[-1]}{mixed}" if times else "nothing was measured"
+    crowded = sum(row.get("load", 0.0) > os.cpu_count() + 1 for row in rows)
+    others = f"; {crowded} rows with more to do than cores: NOT quiet" if crowded else ""
+    when = f"measured from {times[0]} to {times[-1]}" if times else "nothing was measured"
+    return when + mixed + others
