@@ -17,17 +17,18 @@ from benchmarks.references import Moments, exact, save
 from benchmarks.targets import potential_of, starting_points
 from pyro_ebm.diagnostics import bulk_ess, split_r_hat
 
-LONG_CHAINS, LONG_DRAWS = 64, 2000
+LONG_CHAINS = 64
 
 
 def add_arguments(parser):
     parser.add_argument("--targets", nargs="+", choices=[*QUADRATURES, *SAMPLED], default=None)
+    parser.add_argument("--draws", type=int, default=2000, help="of a long run, per chain")
 
 
 def main(args):
     torch.set_default_dtype(torch.float64)
     for name in args.targets or [*QUADRATURES, *SAMPLED]:
-        how, moments = QUADRATURES[name]() if name in QUADRATURES else long_run(name)
+        how, moments = QUADRATURES[name]() if name in QUADRATURES else long_run(name, args.draws)
         save(name, how, moments)
         print(f"{name}: {how}", flush=True)
 
@@ -119,19 +120,19 @@ def hmm_example():
     }
 
 
-def long_run(name):
+def long_run(name, num_draws):
     """Returns how, and the moments by site."""
     potential = potential_of(name)
     draws, other = (
-        nuts(name, potential, module, num_draws)
-        for module, num_draws in (("numpyro_nuts", LONG_DRAWS), ("blackjax_nuts", LONG_DRAWS // 2))
+        nuts(name, potential, module, draws_of_it)
+        for module, draws_of_it in (("numpyro_nuts", num_draws), ("blackjax_nuts", num_draws // 2))
     )
     found = {site: estimated(values) for site, values in draws.items()}
     worst = max(apart(found[site], estimated(values)) for site, values in other.items())
     if worst > 4:
         raise RuntimeError(f"{name}: NumPyro and BlackJAX are {worst:.1f} standard errors apart")
     how = (
-        f"NumPyro NUTS, float64, {LONG_CHAINS} chains of {LONG_DRAWS} draws; within {worst:.1f} "
+        f"NumPyro NUTS, float64, {LONG_CHAINS} chains of {num_draws} draws; within {worst:.1f} "
         "standard errors of BlackJAX NUTS with half as many"
     )
     return how, found
