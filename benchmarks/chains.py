@@ -1,5 +1,6 @@
 """Finds the number of chains at which each peer does best on each target, once.
 
+A run does so itself, from its first seed, for what is not known; known, it takes less time.
 What was found is kept and not sought again, unless ``--again``.
 """
 
@@ -8,10 +9,9 @@ import json
 from benchmarks import pool, process
 from benchmarks.measure import line, measure
 from benchmarks.references import has_reference
-from benchmarks.samplers import CHAINS, SAMPLERS
+from benchmarks.samplers import CHAINS, COUNTS, SAMPLERS
 from benchmarks.targets import MODELS
 
-COUNTS = [4, 64, 256, 1024]
 SCANNED = {s.label: s for s in SAMPLERS if not s.chains}
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHAINS = Path(__file__).parent / "peers" / "chains.json"
-UNSCANNED = {"hot": 256, "cold": 64}
-"""Chain counts of a peer on a target for which ``python -m benchmarks chains`` was never run."""
+"""What ``python -m benchmarks chains`` has found."""
+COUNTS = [4, 64, 256, 1024]
 
 
 class Sampler(NamedTuple):
@@ -17,20 +17,20 @@ class Sampler(NamedTuple):
     """What its cell is told besides."""
     chains: int | None
     """How many; ``None`` for its own best on each target."""
-    rivals: tuple = ()
-    """Labels of other ways to run the same: on each target only the best of them is repeated."""
+    group: str = ""
+    """A peer, however it is run: after the first seed only its best is repeated."""
 
     @property
     def is_ours(self):
         return self.module.startswith("benchmarks.ours")
 
     def counts(self, target):
-        """The numbers of chains to run: one, or the best hot and the best cold."""
+        """The numbers of chains to run: one, the best hot and the best cold, or if unknown all."""
         if self.chains:
             return [self.chains]
         kept = json.loads(CHAINS.read_text()) if CHAINS.exists() else {}
-        best = kept.get(self.label, {}).get(target, UNSCANNED)
-        return sorted({best["hot"], best["cold"]})
+        best = kept.get(self.label, {}).get(target)
+        return sorted({best["hot"], best["cold"]}) if best else COUNTS
 
 
 def ours(kernel, chains, compile="auto"):
@@ -39,26 +39,27 @@ def ours(kernel, chains, compile="auto"):
     return Sampler(label, "own", "benchmarks.ours.sampling", words, chains)
 
 
-def peer(label, module, environment="jax", chains=None, rivals=(), **words):
-    return Sampler(label, environment, f"benchmarks.peers.{module}", words, chains, rivals)
+def peer(label, module, environment="jax", chains=None, group="", **words):
+    module = f"benchmarks.peers.{module}"
+    return Sampler(label, environment, module, words, chains, group or label)
 
 
-def pyro(label, rival, jit):
-    return peer(label, "pyro_nuts", "own", chains=1, rivals=(rival,), jit=jit)
+def pyro(label, jit):
+    return peer(label, "pyro_nuts", "own", chains=1, group="Pyro NUTS", jit=jit)
 
 
-def blackjax_chees(label, rival, metric):
-    return peer(label, "blackjax_chees", rivals=(rival,), metric=metric)
+def blackjax_chees(label, metric):
+    return peer(label, "blackjax_chees", group="BlackJAX ChEES", metric=metric)
 
 
 SAMPLERS = [
-    pyro("Pyro NUTS", "Pyro NUTS, jit", jit=False),
-    pyro("Pyro NUTS, jit", "Pyro NUTS", jit=True),
+    pyro("Pyro NUTS", jit=False),
+    pyro("Pyro NUTS, jit", jit=True),
     peer("NumPyro NUTS", "numpyro_nuts"),
     peer("BlackJAX NUTS", "blackjax_nuts"),
     peer("BlackJAX MAMS", "blackjax_mams"),
-    blackjax_chees("BlackJAX ChEES", "BlackJAX ChEES, diagonal", metric="None"),
-    blackjax_chees("BlackJAX ChEES, diagonal", "BlackJAX ChEES", metric="diagonal"),
+    blackjax_chees("BlackJAX ChEES", metric="None"),
+    blackjax_chees("BlackJAX ChEES, diagonal", metric="diagonal"),
     peer("nutpie NUTS", "nutpie_nuts"),
     ours("ChEES", 64),
     ours("ChEES", 64, compile=True),

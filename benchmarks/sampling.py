@@ -3,13 +3,14 @@
 «cold» is the time from after the imports to the last draw, in a fresh process with empty compiler
 caches; «hot» that of the sampling alone, without warmup, in a second run of the same process. A
 row whose chains have not mixed, or whose means are off, is void. A cell that gave no answer is not
-tried from further seeds, nor is the slower of two ways to run one peer; a call goes on where an
-earlier one was cut, as long as the code is the same.
+tried from further seeds. Peers run at their own best: from the first seed with each number of
+chains, from the others as they were fastest hot and fastest cold. A call goes on where an earlier
+one was cut, as long as the code is the same.
 """
 
 import random
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from benchmarks import agreement, pool, process, results, state
 from benchmarks.measure import line, measure
@@ -18,6 +19,7 @@ from benchmarks.samplers import SAMPLERS
 from benchmarks.targets import MODELS, potential_of, use_dtype_of
 
 KEY = ("target", "sampler", "chains", "seed")
+PER_SECOND = ("hot_per_second", "cold_per_second")
 
 
 def add_arguments(parser):
@@ -46,7 +48,7 @@ def main(args):
         rows[key(row)] = row
         results.save("sampling", about, list(rows.values()))
         print(line(row), flush=True)
-    report(list(rows.values()))
+    report(list(rows.values()), args)
 
 
 def earlier(about, args):
@@ -66,29 +68,45 @@ def key(row):
 
 
 def shuffled(cells, seed):
-    return random.Random(seed).sample(cells, len(cells))
+    """In an order drawn at random, but for few chains of a sampler before more of them."""
+    order = random.Random(seed).sample(cells, len(cells))
+    by_count = {}
+    for target, sampler, chains in sorted(cells, key=lambda cell: cell[2]):
+        by_count.setdefault((target, sampler.label), []).append(chains)
+    counts = {name: iter(found) for name, found in by_count.items()}
+    return [(target, sampler, next(counts[target, sampler.label])) for target, sampler, _ in order]
 
 
 def todo(plan, rows, args):
     """Yields what ``measure`` is to be told, of those cells that are still worth running."""
     for seed, target, sampler, chains in plan:
         there = (target, sampler.label, chains, seed) in rows
-        if not (there or is_out(target, sampler, chains, rows)):
+        if not (there or is_out(target, sampler, chains, seed, rows)):
             yield target, sampler, chains, seed, args.draws, args.limit
 
 
-def is_out(target, sampler, chains, rows):
-    """Whether a cell has failed, or another way to run the same peer was faster hot and cold."""
+def is_out(target, sampler, chains, seed, rows):
+    """Whether a cell has failed, with these chains or with fewer; or it is none of a peer's best.
+
+    A peer's best, of all ways to run it, are the fastest hot and the fastest cold from seed 0.
+    """
     same = [row for row in rows.values() if row["target"] == target]
-    own = [r for r in same if (r["sampler"], r["chains"]) == (sampler.label, chains)]
-    others = [r for r in same if r["sampler"] in sampler.rivals and not r["void"]]
-    return any("failed" in row for row in own) or (
-        bool(own and others)
-        and all(
-            max(row.get(kind, 0.0) for row in own) < min(row[kind] for row in others)
-            for kind in ("hot_per_second", "cold_per_second")
-        )
-    )
+    own = [row for row in same if row["sampler"] == sampler.label]
+    if any("failed" in row and row["chains"] <= chains for row in own):
+        return True
+    first = [
+        row
+        for row in same
+        if row["sampler"] in of_group(sampler.group) and not row["seed"] and not row["void"]
+    ]
+    best = [max(first, key=lambda row: row[kind]) for kind in PER_SECOND if first]
+    mine = (sampler.label, chains)
+    return bool(seed and best) and mine not in [(row["sampler"], row["chains"]) for row in best]
+
+
+def of_group(group):
+    """The labels of all ways to run a peer; none of ours, which are all repeated."""
+    return [sampler.label for sampler in SAMPLERS if group and sampler.group == group]
 
 
 def announce(plan, rows, args):
@@ -100,11 +118,14 @@ def announce(plan, rows, args):
             before[row["target"], row["sampler"], row["chains"]].append(row["wall"])
     known = [before[target, sampler.label, chains] for target, sampler, chains, *_ in left]
     seconds = sum(statistics.median(walls) for walls in known if walls)
+    of_group = Counter((target, s.group, seed) for target, s, _, seed, *_ in left)
+    most = sum(
+        min(num, 2) if group and seed else num for (_, group, seed), num in of_group.items()
+    )
     print(
-        f"{len(plan)} cells, {len(plan) - len(left)} of them measured or out, {len(left)} to run, "
-        f"{args.workers} at a time: at most {len(left) * args.limit / args.workers / 3600:.1f} h "
-        f"and the time to judge them; {sum(map(bool, known))} of them took "
-        f"{seconds / args.workers / 60:.0f} min before",
+        f"{len(plan) - len(left)} cells measured or out, at most {most} to run, {args.workers} at "
+        f"a time: at most {most * args.limit / args.workers / 3600:.1f} h and the time to judge "
+        f"them; {sum(map(bool, known))} of them took {seconds / args.workers / 60:.0f} min before",
         flush=True,
     )
 
@@ -143,7 +164,7 @@ def medians(rows):
         if 2 * len(valid) <= len(group):
             continue
         fields = [f for f, value in valid[0].items() if isinstance(value, float)]
-        found[target][sampler, chains] = {"ours": valid[0]["ours"]} | {
+        found[target][sampler, chains] = {"ours": valid[0]["ours"], "seeds": len(valid)} | {
             field: (statistics.median(values), min(values), max(values))
             for field in fields
             if (values := [row[field] for row in valid])
@@ -151,7 +172,7 @@ def medians(rows):
     return found
 
 
-def report(rows):
+def report(rows, args):
     """Prints medians by target, and the ratios of our best to the best of others."""
     for target, table in medians(rows).items():
         print(f"\n{target}: ESS/s, median (least .. most)")
@@ -161,6 +182,7 @@ def report(rows):
             )
             per_gradient = values.get("ess_per_gradient_executed")
             cells += f"  ESS/gradient {per_gradient[0]:.4f}" if per_gradient else ""
+            cells += f"  ({values['seeds']} of {args.seeds} seeds)"
             print(f"  {sampler:24} {chains:5} chains  {cells}")
         for kind in ("hot", "cold"):
             print(f"  {kind}: " + ", ".join(ratios(table, f"{kind}_per_second")))
