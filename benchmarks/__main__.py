@@ -30,7 +30,9 @@ ONCE = {"chains": chains, "references": make_references}
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     pool.add_arguments(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="of the part named sampling")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="and rounds, where there are no seeds"
+    )
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
     for name, part in (PARTS | ONCE).items():
@@ -40,13 +42,18 @@ def main():
     if args.part:
         (PARTS | ONCE)[args.part].main(args)
         return
-    of_all = ["--workers", str(args.workers)]
-    of_sampling = ["--seeds", str(args.seeds), "--limit", str(args.limit)]
-    words = {"posteriordb": of_all, "first_draw": of_all, "sampling": of_all + of_sampling}
+    workers, rounds = ["--workers", str(args.workers)], ["--rounds", str(args.seeds)]
+    words = {
+        "first_draw": workers + rounds,
+        "langevin": rounds,  # against each other in a round, and so one at a time
+        "scale": workers + rounds,
+        "posteriordb": workers,
+        "sampling": [*workers, "--seeds", str(args.seeds), "--limit", str(args.limit)],
+    }
     for name, part in PARTS.items():
         began = time.perf_counter()
         print(f"\n=== {name}", flush=True)
-        part.main(parser.parse_args([name, *words.get(name, [])]))
+        part.main(parser.parse_args([name, *words.get(name, ())]))
         print(f"=== {name}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
 
 
