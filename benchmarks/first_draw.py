@@ -5,6 +5,7 @@ draw of every chain: reading the model, tracing it and, with ``compile=True``, c
 """
 
 import json
+import os
 import statistics
 
 from benchmarks import pool, process, results, state
@@ -42,7 +43,7 @@ def main(args):
 
 def measure(turn, chains, compile, limit):
     row = {"chains": chains, "compile": compile, "round": turn, "ours": True}
-    row |= state.stamp(state.digest(*CODE))
+    row |= {"load": os.getloadavg()[0]} | state.stamp(state.digest(*CODE))
     words = {"chains": chains, "compile": compile}
     try:
         return row | json.loads(process.run("own", "benchmarks.ours.first_draw", words, limit))
@@ -80,3 +81,4 @@ def report(rows):
     imports = [row["imports"] for row in rows if "failed" not in row]
     if imports:
         print(f"  the imports took {statistics.median(imports):.1f} s")
+    print(state.span(rows))

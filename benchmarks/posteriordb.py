@@ -5,6 +5,7 @@ deviation within 10 % of the reference.
 """
 
 import json
+import os
 
 from benchmarks import pool, process, results, state
 
@@ -60,7 +61,7 @@ def main(args):
 
 def measure(name, kernel, seed, chains, draws, limit):
     row = {"posterior": name, "kernel": kernel, "seed": seed, "ours": True, "limit": limit}
-    row |= state.stamp(state.digest(*CODE))
+    row |= {"load": os.getloadavg()[0]} | state.stamp(state.digest(*CODE))
     words = {"posterior": name, "kernel": kernel, "seed": seed, "chains": chains, "draws": draws}
     try:
         return row | json.loads(process.run("own", MODULE, words, limit).splitlines()[-1])

@@ -180,8 +180,9 @@ def report(rows, args):
             cells = "  ".join(
                 f"{kind} {spread(values[f'{kind}_per_second'])}" for kind in ("hot", "cold")
             )
-            per_gradient = values.get("ess_per_gradient_executed")
-            cells += f"  ESS/gradient {per_gradient[0]:.4f}" if per_gradient else ""
+            if "ess_per_gradient_useful" in values:
+                of = [values[f"ess_per_gradient_{name}"][0] for name in ("useful", "executed")]
+                cells += "  ESS/gradient {:.4f} useful, {:.4f} executed".format(*of)
             cells += f"  ({values['seeds']} of {args.seeds} seeds)"
             print(f"  {sampler:24} {chains:5} chains  {cells}")
         for kind in ("hot", "cold"):
