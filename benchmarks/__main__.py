@@ -30,7 +30,7 @@ ONCE = {"chains": chains, "references": make_references}
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     pool.add_arguments(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="and rounds of other parts")
+    parser.add_argument("--seeds", type=int, default=5, help="of sampling; rounds of other parts")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
     for name, part in (PARTS | ONCE).items():
