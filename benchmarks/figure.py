@@ -37,11 +37,12 @@ def main(args):
 
 def of_sampling(table):
     """A row for each target; ours filled, others hollow; a line from the least to the most."""
-    known = [sampler.label for sampler in SAMPLERS]
+    known = list(dict.fromkeys(sampler.label for sampler in SAMPLERS))
     there = {name for found in table.values() for name, _ in found}
     names = [name for name in known if name in there] + sorted(there - set(known))
     ours = {name for found in table.values() for (name, _), v in found.items() if v["ours"]}
-    figure, axes = plt.subplots(1, 2, figsize=(12, 1 + 1.3 * len(table)), sharey=True)
+    height = 1 + 1.3 * len(table)
+    figure, axes = plt.subplots(1, 2, figsize=(12, height), sharey=True)
     for axis, kind in zip(axes, ("cold", "hot"), strict=True):
         for i, found in enumerate(table.values()):
             for (name, _), values in found.items():
@@ -58,7 +59,8 @@ def of_sampling(table):
                    label=f"{'pyro_ebm ' if name in ours else ''}{name}")
         for j, name in enumerate(names)
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3)
+    below = (0.5, 0.11 - 0.6 / height)
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=3)
     return figure
 
 
