@@ -10,6 +10,7 @@ from benchmarks import pool, process
 from benchmarks.measure import line, measure
 from benchmarks.references import has_reference
 from benchmarks.samplers import CHAINS, COUNTS, SAMPLERS
+from benchmarks.sampling import is_past
 from benchmarks.targets import MODELS
 
 SCANNED = {s.label: s for s in SAMPLERS if not s.chains}
@@ -46,13 +47,13 @@ def scan(target, sampler, draws, limit):
     for chains in COUNTS:
         row = measure(target, sampler, chains, 0, draws, limit)
         print(line(row), flush=True)
-        if "failed" in row:  # more chains would take longer yet
+        rows.append(row)
+        if "failed" in row or is_past(sampler, rows):  # more chains would be slower yet
             break
-        if not row["void"]:
-            rows.append(row)
+    valid = [row for row in rows if not row["void"]]
     best = {
-        kind: max(rows, key=lambda row: row[f"{kind}_per_second"])["chains"]
+        kind: max(valid, key=lambda row: row[f"{kind}_per_second"])["chains"]
         for kind in ("hot", "cold")
-        if rows
+        if valid
     }
     return target, sampler.label, best

@@ -39,7 +39,8 @@ def answer(target, sampler, chains, seed, num_draws, limit):
         try:
             printed = process.run(sampler.environment, sampler.module, words, limit)
         except process.Failed as failure:
-            return {"void": f"{failure}; not tried again", "failed": True}
+            cpu = cpu_of_children() - spent
+            return {"void": f"{failure}; not tried again", "failed": True, "cpu": cpu}
         spent = cpu_of_children() - spent
         draws = {name: torch.from_numpy(v) for name, v in np.load(out).items()}
     numbers = json.loads(printed.splitlines()[-1])

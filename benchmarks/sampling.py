@@ -4,8 +4,8 @@
 caches; «hot» that of the sampling alone, without warmup, in a second run of the same process. A
 row whose chains have not mixed, or whose means are off, is void. A cell that gave no answer is not
 tried from further seeds. Peers run at their own best: from the first seed with each number of
-chains, from the others as they were fastest hot and fastest cold. A call goes on where an earlier
-one was cut, as long as the code is the same.
+chains, up to where more are slower, from the others as they were fastest. A call goes on where an
+earlier one was cut, as long as the code is the same.
 """
 
 import random
@@ -86,13 +86,15 @@ def todo(plan, rows, args):
 
 
 def is_out(target, sampler, chains, seed, rows):
-    """Whether a cell has failed, with these chains or with fewer; or it is none of a peer's best.
+    """Whether a cell need not run, by the rows there are.
 
-    A peer's best, of all ways to run it, are the fastest hot and the fastest cold from seed 0.
+    One is out that has failed, with these chains or with fewer; after seed 0, all of a peer that
+    are not its fastest hot or its fastest cold from seed 0, of all ways to run it.
     """
     same = [row for row in rows.values() if row["target"] == target]
     own = [row for row in same if row["sampler"] == sampler.label]
-    if any("failed" in row and row["chains"] <= chains for row in own):
+    fewer = [row for row in own if row["seed"] == seed and row["chains"] < chains]
+    if any("failed" in row and row["chains"] <= chains for row in own) or is_past(sampler, fewer):
         return True
     first = [
         row
@@ -102,6 +104,16 @@ def is_out(target, sampler, chains, seed, rows):
     best = [max(first, key=lambda row: row[kind]) for kind in PER_SECOND if first]
     mine = (sampler.label, chains)
     return bool(seed and best) and mine not in [(row["sampler"], row["chains"]) for row in best]
+
+
+def is_past(sampler, fewer):
+    """Whether a peer was slower hot and cold with the most chains so far than with less."""
+    last = sorted((row for row in fewer if "ess" in row), key=lambda row: row["chains"])[-2:]
+    return (
+        sampler.chains is None
+        and len(last) == 2
+        and all(last[1][kind] < last[0][kind] for kind in PER_SECOND)
+    )
 
 
 def of_group(group):
