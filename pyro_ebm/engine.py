@@ -223,11 +223,12 @@ def _compiled(fn: Callable) -> Callable:
     """Compiles a function under a code object of its own.
 
     The compiler keeps what it learns on the code object, and refuses to learn about too many
-    targets.
+    targets. What it learns by name it must not use: after a target of other shapes it would make
+    shapes dynamic, and compile again within a run. Dimensions marked as unbacked alone may vary.
     """
     code = fn.__code__.replace(co_name="native")
     own = types.FunctionType(code, globals(), "native", None, fn.__closure__)
-    return torch.compile(own, fullgraph=True, options={"cpp_wrapper": True})
+    return torch.compile(own, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
 
 
 def _check_rows(xs: Sequence[Tensor]) -> None:

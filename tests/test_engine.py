@@ -164,6 +164,18 @@ def test_one_compiled_loop_serves_any_number_of_steps():
         assert nothing is None
 
 
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_run_never_compiles_again_whatever_was_compiled_before():
+    for size in (2, 3, 4):
+        carry, rows = (torch.zeros(size),), (torch.ones(4, size),)
+        native = compile_scan(running_sum, carry, rows, size=1)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            (total,), _ = native.fn(carry, rows)
+        assert torch.equal(total, torch.full((size,), 4.0))
+
+
 def test_a_machine_without_a_compiler_stays_below(monkeypatch):
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no C++ compiler found")
