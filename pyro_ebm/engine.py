@@ -111,7 +111,9 @@ class _Graph(torch.nn.Module):
         self.module: GraphModule = make_fx(flat)(*leaves)
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
-        self.for_compiler = _for_compiler(self.module, leaves)
+        self.for_compiler = self.module
+        if self.size <= MAX_NATIVE_OPS:
+            self.for_compiler = _for_compiler(self.module, leaves)
 
     @property
     def size(self) -> int:
