@@ -117,6 +117,39 @@ def test_a_run_is_compiled_once_that_pays_and_a_seed_decides_when(monkeypatch):
         assert len(compiled) == expected
 
 
+def gradient_of_layers(sizes, rows):
+    """The graph of the gradient of a network of SiLUs, its network and where it is checked."""
+    layers = [(torch.nn.Linear(m, n, dtype=torch.double), torch.nn.SiLU()) for m, n in sizes]
+    network = torch.nn.Sequential(*(part for pair in layers for part in pair))
+
+    def gradient(x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            out = network(x)
+            return out.detach(), torch.autograd.grad(out.square().sum(), x)[0]
+
+    x = torch.randn(rows, sizes[0][0], dtype=torch.double)
+    return trace(gradient, (x,)), network, x
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("sizes", [[(1, 32), (32, 1)], [(2, 8), (8, 8), (8, 3)], [(8, 8), (8, 7)]])
+def test_what_a_compiler_is_given_has_the_numbers_of_the_graph(rows, sizes, monkeypatch):
+    """In place of thin products, of biases and of SiLU it is given other terms."""
+    gradient, network, x = gradient_of_layers(sizes, rows)
+    assert gradient.name == "graph"
+    for _ in range(2):
+        expected = gradient.fn(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            given = gradient.fn(x)
+        torch.testing.assert_close(given, expected, rtol=1e-12, atol=1e-12)
+        assert not torch.equal(given[1], expected[1])
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.5)
+
+
 def branching():
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     scale = 1.0 if x > 0 else 3.0
@@ -162,6 +195,18 @@ def test_one_compiled_loop_serves_any_number_of_steps():
         torch.testing.assert_close(kept, expected)
         torch.testing.assert_close(total, expected[-1])
         assert nothing is None
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_run_never_compiles_again_whatever_was_compiled_before():
+    for size in (2, 3, 4):
+        carry, rows = (torch.zeros(size),), (torch.ones(4, size),)
+        native = compile_scan(running_sum, carry, rows, size=1)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            (total,), _ = native.fn(carry, rows)
+        assert torch.equal(total, torch.full((size,), 4.0))
 
 
 def test_a_machine_without_a_compiler_stays_below(monkeypatch):
