@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ValueAndGrad", "batched_value_and_grad"]
+__all__ = ["batched_value_and_grad"]
 
 import contextlib
 import warnings
@@ -13,32 +13,33 @@ import pyro.ops.einsum.torch_log
 import torch
 from torch import Tensor
 
-ValueAndGrad = Callable[..., tuple[Tensor, Tensor]]
+Values = dict[str, Tensor]
 
 
-def batched_value_and_grad(fn: Callable[..., Tensor]) -> ValueAndGrad:
+def batched_value_and_grad(fn: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Values]]:
     """Returns value and gradient of ``fn`` for all chains at once.
 
     Args:
-        fn: The potential of one chain, from ``z (D,)``, and what else it takes, to nats ``()``.
+        fn: The potential of one chain, from its values by name, and what else it takes, to nats
+            ``()``.
 
     Returns:
-        A function from ``z (C, D)``, and what else with chains first, to nats ``(C,)`` and their
-        gradient in z ``(C, D)``.
+        A function from values by name, and what else, all with chains first, to nats ``(C,)`` and
+        their gradients by name.
     """
 
-    def value_then_grad(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        grad, value = torch.func.grad_and_value(fn)(z, *rest)
+    def value_then_grad(values: Values, *rest: Tensor) -> tuple[Tensor, Values]:
+        grad, value = torch.func.grad_and_value(fn)(values, *rest)
         return value, grad
 
     mapped = torch.func.vmap(value_then_grad, randomness="different")
     rung = mapped
 
-    def evaluate(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(values: Values, *rest: Tensor) -> tuple[Tensor, Values]:
         nonlocal rung
         with pyro.validation_enabled(False), _mappable_log():
             try:
-                value, grad = rung(z.detach(), *rest)
+                value, grad = rung(values, *rest)
             except RuntimeError as error:
                 if rung is not mapped:
                     raise
@@ -47,21 +48,23 @@ def batched_value_and_grad(fn: Callable[..., Tensor]) -> ValueAndGrad:
                     stacklevel=2,
                 )
                 rung = _one_by_one(fn)
-                value, grad = rung(z.detach(), *rest)
-        return value.detach(), grad.detach()
+                value, grad = rung(values, *rest)
+        return value.detach(), {name: part.detach() for name, part in grad.items()}
 
     return evaluate
 
 
-def _one_by_one(fn: Callable[..., Tensor]) -> ValueAndGrad:
-    def evaluate(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        values, grads = [], []
-        for row, *others in zip(z, *rest, strict=True):
-            row = row.clone().requires_grad_()
-            value = fn(row, *others)
-            values.append(value.detach())
-            grads.append(torch.autograd.grad(value, row)[0])
-        return torch.stack(values), torch.stack(grads)
+def _one_by_one(fn: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Values]]:
+    def evaluate(values: Values, *rest: Tensor) -> tuple[Tensor, Values]:
+        found, grads = [], {name: [] for name in values}
+        for c in range(len(next(iter(values.values())))):
+            one = {name: value[c].clone().requires_grad_() for name, value in values.items()}
+            value = fn(one, *(part[c] for part in rest))
+            found.append(value.detach())
+            of_one = torch.autograd.grad(value, list(one.values()), materialize_grads=True)
+            for name, grad in zip(one, of_one, strict=True):
+                grads[name].append(grad)
+        return torch.stack(found), {name: torch.stack(rows) for name, rows in grads.items()}
 
     return evaluate
 

@@ -25,6 +25,7 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from .layout import memory_order, restored, stored
 from .potential import Potential
 from .version import __version__
 
@@ -254,16 +255,23 @@ class _Sums(NamedTuple):
         mean, squares, totals = {}, {}, {}
         for name, block in values.items():
             weight = len(block) / (self.num_steps + len(block))
-            x = block.to(torch.float64, copy=True)
-            block_mean = x.mean(0)
+            block_mean, block_squares = _sums_over_steps(block)
             shift = block_mean - self.mean[name]
             mean[name] = self.mean[name].add(shift, alpha=weight)
-            squares[name] = x.sub_(block_mean).square_().sum(0).add_(self.squares[name])
+            squares[name] = block_squares.add_(self.squares[name])
             squares[name].addcmul_(shift, shift, value=weight * self.num_steps)
         for name, block in stats.items():
             dtype = torch.float64 if block.is_floating_point() else torch.int64
             totals[name] = block.sum(0, dtype=dtype) + self.totals.get(name, 0)
         return _Sums(self.num_steps + len(block), mean, squares, totals, self.pending)
+
+
+def _sums_over_steps(block: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over steps and the sum of squares about it, worked out in the order of memory."""
+    order = memory_order(block[0])
+    x = stored(block, (0, *(1 + i for i in order))).to(torch.float64, copy=True)
+    mean = x.mean(0)
+    return restored(mean, order), restored(x.sub_(mean).square_().sum(0), order)
 
 
 def _flags(flags: Tensor, kept: slice, pending: Tensor | int) -> tuple[Tensor, Tensor]:

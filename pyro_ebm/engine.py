@@ -33,6 +33,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from .layout import copy_in_order, memory_order, restored, stored
+
 Compile = bool | Literal["auto"]
 T = TypeVar("T")
 C = TypeVar("C")
@@ -213,10 +215,13 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
     def flat_condition(*leaves: Tensor) -> Tensor:
         return condition(tree_unflatten(list(leaves), spec))
 
-    def flat_body(*leaves: Tensor) -> tuple[Tensor, ...]:
-        return _fresh(body(tree_unflatten(list(leaves), spec)))
+    orders = [memory_order(leaf) for leaf in leaves]
 
-    return tree_unflatten(list(while_loop(flat_condition, flat_body, tuple(leaves))), spec)
+    def flat_body(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return _fresh(body(tree_unflatten(list(leaves), spec)), orders)
+
+    leaves = _fresh(carry, orders)
+    return tree_unflatten(list(while_loop(flat_condition, flat_body, leaves)), spec)
 
 
 def compile_scan(
@@ -319,9 +324,11 @@ class _Scan:
 
     def __init__(self, step: Callable, carry: tuple, xs: tuple) -> None:
         self._step = step
-        self._spec = tree_flatten(carry)[1]
-        kept, self._spec_kept = tree_flatten(self.once(carry, xs)[1])
+        leaves, self._spec = tree_flatten(carry)
+        self._orders = [memory_order(leaf) for leaf in leaves]
+        kept, self._spec_kept = tree_flatten(step(carry, tuple(x[0] for x in xs))[1])
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in kept]
+        self._orders_kept = [memory_order(leaf) for leaf in kept if isinstance(leaf, Tensor)]
 
         def block(carry: list[Tensor], xs: list[Tensor]) -> tuple[list, list]:
             _check_rows(xs)
@@ -338,19 +345,24 @@ class _Scan:
         for x in xs:
             torch._dynamo.decorators.mark_unbacked(x, 0)
         with torch.no_grad():
-            leaves, kept = self._compiled(list(_fresh(carry)), list(xs))
-        found = iter(kept)
+            leaves, kept = self._compiled(list(_fresh(carry, self._orders)), list(xs))
+        found = map(restored, kept, self._orders_kept)
         kept = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
         return tree_unflatten(list(leaves), self._spec), tree_unflatten(kept, self._spec_kept)
 
     def _row(self, carry: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         moved, kept = self._step(tree_unflatten(list(carry), self._spec), tuple(row))
-        return list(_fresh(moved)), list(_fresh(kept))
+        stacked = map(stored, _fresh(kept, self._orders_kept), self._orders_kept)
+        return list(_fresh(moved, self._orders)), list(stacked)
 
 
-def _fresh(carry: tuple) -> tuple[Tensor, ...]:
-    """Copies: no two tensors that enter or leave a native loop may share memory."""
-    return tuple(leaf.clone() for leaf in tree_leaves(carry) if isinstance(leaf, Tensor))
+def _fresh(carry: tuple, orders: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Copies: no two tensors that enter or leave a native loop may share memory.
+
+    Each lies in memory in its own order, the same all the way round the loop.
+    """
+    leaves = (leaf for leaf in tree_leaves(carry) if isinstance(leaf, Tensor))
+    return tuple(map(copy_in_order, leaves, orders))
 
 
 def _check(got: Any, expected: Any) -> None:  # noqa: ANN401

@@ -27,6 +27,7 @@ from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.chees import ChEES
 from .kernels.transition import seeded_generator, statistics
+from .layout import chains_innermost
 from .potential import Model
 
 HANDED_OVER_STEPS = 64
@@ -139,7 +140,7 @@ class MCMC(AbstractMCMC):
         self._args, self._kwargs = args, kwargs
         self.potential = self.kernel.bind(args, kwargs, self.initial_params)
         self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
-        self.state = self.kernel.init(self.potential, self._start())
+        self.state = self.kernel.init(self.potential, chains_innermost(self._start()))
         self.generator = seeded_generator(self.state.z.device)
         began = time.perf_counter()
         num_steps = self.warmup_steps + self.num_samples * self.thin

@@ -23,11 +23,12 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 
-from .batching import ValueAndGrad, batched_value_and_grad
+from .batching import batched_value_and_grad
 from .distributions import Boltzmann
 from .energies.base import check_energy, reference_tensor
 
 Model = Callable[..., object]
+ValueAndGrad = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Site(NamedTuple):
@@ -345,12 +346,20 @@ def _mapped(
     start: Tensor,
     plates: Sequence[Plate] = (),
 ) -> Potential:
-    def one_chain(z: Tensor, *rows: Tensor) -> Tensor:
+    def one_chain(values: dict[str, Tensor], *rows: Tensor) -> Tensor:
         names = (plate.name for plate in plates)
         with poutine.condition(data=dict(zip(names, rows, strict=True))):
-            return potential_fn(_unflatten(z, sites)).squeeze()
+            return potential_fn(values).squeeze()
 
-    return Potential(batched_value_and_grad(one_chain), sites, start, plates)
+    batched = batched_value_and_grad(one_chain)
+
+    def value_and_grad(z: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        value, grads = batched(_unflatten(z.detach(), sites), *rows)
+        # Joined along the coordinates, in memory, too.
+        columns = [grads[site.name].reshape(len(z), -1).T for site in sites]
+        return value, torch.cat(columns).T
+
+    return Potential(value_and_grad, sites, start, plates)
 
 
 def _unflatten(z: Tensor, sites: list[Site]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ APART = {
     "datasets": set(),
     "diagnostics": set(),
     "version": set(),
+    "layout": set(),
     "plotting": {"energies"},
 }
 """Units that anybody may import, and all that they may import themselves."""

@@ -169,9 +169,9 @@ def _slope(
     state: ChEESState, proposal: State, momentum: Tensor, accept_prob: Tensor, time: Tensor
 ) -> Tensor:
     """The derivative of the criterion by the log of the length, by chain, then pooled: 0-d."""
-    start, end = ((at.z - state.centre).double() / state.scale for at in (state, proposal))
-    gain = ((end - start) * (end + start)).sum(-1)
-    speed = (end * momentum).sum(-1)
+    start, end = ((at.z - state.centre) / state.scale for at in (state, proposal))
+    gain = ((end - start) * (end + start)).sum(-1, dtype=torch.float64)
+    speed = (end * momentum).sum(-1, dtype=torch.float64)
     time = time.double()
     slope = (time * gain * speed - POWER / 4 * gain.square()) / time**POWER
     known = slope.isfinite() & (accept_prob > 0)

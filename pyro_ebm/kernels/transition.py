@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import empty_like
 from ..potential import Potential
 from .adaptation import Adaptation
 
@@ -126,7 +127,8 @@ def metropolis(
     Returns:
         The new state, the acceptance probability ``(C,)`` and whether each chain moved ``(C,)``.
     """
-    accept_prob = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0).to(uniform.dtype)
+    log_ratio = log_ratio.to(uniform.dtype)
+    accept_prob = torch.where(log_ratio > -torch.inf, log_ratio.clamp(max=0).exp(), 0.0)
     accepted = uniform < accept_prob
     rows = accepted.unsqueeze(-1)
     moved = state._replace(
@@ -139,7 +141,9 @@ def metropolis(
 
 def normal_like(x: Tensor, generator: torch.Generator, *num_steps: int) -> Tensor:
     """Draws standard normal noise of the shape of ``x``, once or for ``num_steps`` steps."""
-    return x.new_empty((*num_steps, *x.shape)).normal_(generator=generator)
+    room, found = empty_like(x, *num_steps)
+    room.normal_(generator=generator)
+    return found
 
 
 def uniform_like(x: Tensor, generator: torch.Generator, *num_steps: int) -> Tensor:
