@@ -19,7 +19,6 @@ from __future__ import annotations
 
 __all__ = ["Compile", "Rung", "compile_block", "compile_scan", "loop", "trace"]
 
-import functools
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,13 +26,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._higher_order_ops import scan, while_loop
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .layout import copy_in_order, memory_order, restored, stored
+from .rewriting import rewritten
 
 Compile = bool | Literal["auto"]
 T = TypeVar("T")
@@ -41,14 +40,6 @@ C = TypeVar("C")
 
 MAX_NATIVE_OPS = 1500
 """The size of a graph above which inductor would take minutes; such a graph stays on its rung."""
-
-SKINNY = 4
-"""The inner or outer dimension up to which the native rung writes a product of matrices out, so
-that it melts into what comes before and after; libraries are slow at it."""
-
-MOST_OF_ONE_ROW = 2**16
-"""The size of a matrix up to which its product with a single row is written out as well: the call
-would cost more than the product."""
 
 
 class Rung(Generic[T]):
@@ -113,9 +104,13 @@ class _Graph(torch.nn.Module):
         self.module: GraphModule = make_fx(flat)(*leaves)
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
-        self.for_compiler = self.module
+        self._leaves = leaves
+        self._for_compiler = self.module
+
+    def rewrite(self) -> None:
+        """Prepares what a compiler will be given in place of the graph."""
         if self.size <= MAX_NATIVE_OPS:
-            self.for_compiler = _for_compiler(self.module, leaves)
+            self._for_compiler = rewritten(self.module, self._leaves)
 
     @property
     def size(self) -> int:
@@ -123,72 +118,10 @@ class _Graph(torch.nn.Module):
         return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
     def forward(self, *args: Any) -> Any:  # noqa: ANN401  what the function takes and returns
-        module = self.for_compiler if torch.compiler.is_compiling() else self.module
+        module = self._for_compiler if torch.compiler.is_compiling() else self.module
         with torch.no_grad():
             found = iter(module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
-
-
-def _for_compiler(module: GraphModule, leaves: list[Tensor]) -> GraphModule:
-    """Writes a graph in other terms, of the same mathematics, that a compiler does better on."""
-    if _REWRITTEN.keys().isdisjoint(node.target for node in module.graph.nodes):
-        return module
-    written = make_fx(module, decomposition_table=_REWRITTEN)(*leaves)
-    written.graph = fx_graph_cse(written.graph)  # SiLU and its gradient share their sigmoid
-    written.graph.eliminate_dead_code()
-    written.recompile()
-    return written
-
-
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    (m, k), n = a.shape, b.shape[1]
-    if a.device.type != "cpu" or not a.is_floating_point() or min(m, k, n) == 0:
-        return NotImplemented
-    if m == 1 and k * n <= MOST_OF_ONE_ROW:
-        return a * b if k == 1 else (a.unsqueeze(1) * b.t()).sum(-1)
-    if k <= SKINNY:
-        rows = _in_one_piece(b)
-        return functools.reduce(torch.add, [a[:, i, None] * rows[i] for i in range(k)])
-    if n <= SKINNY:
-        columns = _in_one_piece(b.t())
-        return torch.stack([(a * columns[i]).sum(-1) for i in range(n)], -1)
-    return NotImplemented
-
-
-def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Keeps the sum out of the product, whose library would copy the bias to all rows first."""
-    if a.device.type != "cpu" or not a.is_floating_point() or not beta == alpha == 1:
-        return NotImplemented
-    product = _mm(a, b)
-    if product is NotImplemented:
-        return torch.mm(a, b) - (-c)  # of a sum, the compiler would make one product again
-    return product + c
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x * x.sigmoid()
-
-
-def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    s = x.sigmoid()
-    return grad * (s * (1 + x * (1 - s)))
-
-
-def _in_one_piece(x: Tensor) -> Tensor:
-    """Lays the rows of a matrix out; as_strided makes the compiler do so in memory."""
-    if x.is_contiguous():
-        return x
-    x = x.clone(memory_format=torch.contiguous_format)
-    return x.as_strided(x.shape, x.stride())
-
-
-_aten = torch.ops.aten
-_REWRITTEN = {
-    _aten.mm.default: _mm,
-    _aten.addmm.default: _addmm,
-    _aten.silu.default: _silu,
-    _aten.silu_backward.default: _silu_backward,
-}
 
 
 def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> C:

@@ -14,7 +14,7 @@ LAYERS = [
     {"energies"},
     {"guards"},
     {"distributions"},
-    {"potential", "engine", "batching"},
+    {"potential", "engine", "rewriting", "batching"},
     {"kernels"},
     {"mcmc", "draws", "objectives", "logz", "export"},
     {"zoo"},

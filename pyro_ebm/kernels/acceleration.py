@@ -106,6 +106,7 @@ class Runner:
 
     def _go_native(self, state: State) -> None:
         kernel, potential = self._kernel, self._potential
+        self.rung.fn.rewrite()
         if isinstance(kernel, AsynchronousKernel):
             self._may_compile = False
             noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0), 2)
