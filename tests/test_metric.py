@@ -34,7 +34,7 @@ def a_metric(dim, rank):
     """One whose units do not commute with its directions, so that it is not symmetric."""
     directions = torch.linalg.qr(torch.randn(dim, rank)).Q
     return Metric(
-        torch.linspace(0.6, 1.7, dim), Stretch(directions, torch.linspace(2.2, 0.4, rank))
+        torch.linspace(0.6, 1.7, dim), Stretch.along(directions, torch.linspace(2.2, 0.4, rank))
     )
 
 
@@ -42,7 +42,7 @@ def dense(metric):
     """The matrix, by the formula."""
     matrix = torch.eye(len(metric.scale))
     if metric.stretch:
-        v, factors = metric.stretch
+        v, factors, _ = metric.stretch
         matrix = matrix + v @ torch.diag(factors - 1) @ v.T
     return torch.diag(metric.scale) @ matrix
 

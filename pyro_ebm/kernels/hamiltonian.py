@@ -163,14 +163,16 @@ def trajectory(
     Returns:
         The new state and momentum.
     """
+    fixed = state[3:]  # what is carried from step to step is copied in each
 
-    def step(
-        now: tuple[Tensor, tuple[State, Tensor]],
-    ) -> tuple[Tensor, tuple[State, Tensor]]:
-        left, (here, p) = now
-        return left - 1, leapfrog(potential, here, p)
+    def step(now: tuple[Tensor, tuple, Tensor]) -> tuple[Tensor, tuple, Tensor]:
+        left, here, p = now
+        there, p = leapfrog(potential, State(*here, *fixed), p)
+        return left - 1, there[:3], p
 
-    return loop(lambda now: now[0] > 0, step, (num_steps, (state, momentum)))[1]
+    carry = (num_steps, state[:3], momentum)
+    _, there, momentum = loop(lambda now: now[0] > 0, step, carry)
+    return State(*there, *fixed), momentum
 
 
 def leapfrog(potential: Potential, state: State, momentum: Tensor) -> tuple[State, Tensor]:

@@ -77,17 +77,17 @@ def path(
     Returns:
         The new state, and the kinetic energy gained in nats, with shape ``(C,)``.
     """
+    fixed = state[3:]  # what is carried from step to step is copied in each
 
-    def step(
-        now: tuple[Tensor, PathState, Tensor, Tensor],
-    ) -> tuple[Tensor, PathState, Tensor, Tensor]:
+    def step(now: tuple[Tensor, tuple, Tensor, Tensor]) -> tuple[Tensor, tuple, Tensor, Tensor]:
         left, here, u, kinetic = now
-        here, u, gain = isokinetic_leapfrog(potential, here, u)
-        return left - 1, here, u, kinetic + gain
+        there, u, gain = isokinetic_leapfrog(potential, PathState(*here, *fixed), u)
+        return left - 1, there[:3], u, kinetic + gain
 
     kinetic = torch.zeros_like(state.potential, dtype=torch.float64)
-    _, state, _, kinetic = loop(lambda now: now[0] > 0, step, (num_steps, state, u, kinetic))
-    return state, kinetic
+    carry = (num_steps, state[:3], u, kinetic)
+    _, there, _, kinetic = loop(lambda now: now[0] > 0, step, carry)
+    return PathState(*there, *fixed), kinetic
 
 
 def isokinetic_leapfrog(

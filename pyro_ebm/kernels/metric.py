@@ -39,6 +39,31 @@ class Stretch(NamedTuple):
     """Orthonormal columns, ``(D, k)``."""
     factors: Tensor
     """Above 1 where the target is wide, ``(k,)``."""
+    matrices: tuple[Tensor, ...]
+    """The matrix and its inverse, ``(D, D)``, where they are cheaper to apply than directions."""
+
+    @classmethod
+    def along(cls, directions: Tensor, factors: Tensor) -> Stretch:
+        """Prepares the stretch of some directions.
+
+        Args:
+            directions: Orthonormal columns, with shape ``(D, k)``.
+            factors: How far to stretch each, with shape ``(k,)``.
+        """
+        dim, rank = directions.shape
+        if 2 * rank < dim:
+            return cls(directions, factors, ())
+        eye = torch.eye(dim).to(directions)
+        by = torch.stack([factors, 1 / factors]).unsqueeze(1) - 1
+        return cls(directions, factors, tuple(eye + (directions * by) @ directions.mT))
+
+    def apply(self, v: Tensor, *, inverse: bool = False) -> Tensor:
+        """Stretches vectors with shape ``(C, D)``, or undoes it."""
+        if self.matrices:
+            return v @ self.matrices[inverse].to(v.dtype)
+        directions, factors = self.directions.to(v.dtype), self.factors.to(v.dtype)
+        factors = 1 / factors if inverse else factors
+        return v + (v @ directions * (factors - 1)) @ directions.mT
 
 
 class Metric(NamedTuple):
@@ -62,7 +87,7 @@ class Metric(NamedTuple):
         scale = z.new_ones(dim)
         if not rank:
             return cls(scale)
-        return cls(scale, Stretch(torch.eye(dim, rank).to(z), z.new_ones(rank)))
+        return cls(scale, Stretch.along(torch.eye(dim, rank).to(z), z.new_ones(rank)))
 
     def move(self, v: Tensor, size: Tensor | float) -> Tensor:
         """How far a velocity leads.
@@ -96,7 +121,7 @@ class Metric(NamedTuple):
 
     def whiten(self, x: Tensor) -> Tensor:
         """Where points are in round coordinates: :math:`A^{-1} x`, with shape ``(C, D)``."""
-        return self._stretched(x / self.scale, -1)
+        return self._stretched(x / self.scale, inverse=True)
 
     def widest(self, spread: Tensor) -> Tensor:
         """The largest standard deviation in round coordinates, 0-d.
@@ -131,26 +156,22 @@ class Metric(NamedTuple):
         area = scale * scale[:, None]
         spread = torch.stack([spread[0] / area, spread[1] * area])
         of_z, of_grad = torch.where(usable & usable[:, None], spread, eye)
-        of_z, of_grad = self._sandwiched(of_z, -1), self._sandwiched(of_grad)
+        of_z, of_grad = self._on_both_sides(of_z, inverse=True), self._on_both_sides(of_grad)
         share = len(scale) / (len(scale) + count)
         mean = _geometric_mean(of_z.lerp(eye, share), of_grad.lerp(eye, share))
-        values, vectors = torch.linalg.eigh(_known(self._sandwiched(mean)))
+        values, vectors = torch.linalg.eigh(_known(self._on_both_sides(mean)))
         log = values.clamp(min=torch.finfo(values.dtype).tiny).log()
         log = log.where(log.abs() > math.log(NO_STRETCH), 0.0)
         kept = log.abs().topk(len(self.stretch.factors)).indices
         dtype = self.scale.dtype
-        stretch = Stretch(vectors[:, kept].to(dtype), (log[kept] / 2).exp().to(dtype))
+        stretch = Stretch.along(vectors[:, kept].to(dtype), (log[kept] / 2).exp().to(dtype))
         return Metric(scale.to(dtype), stretch)
 
-    def _stretched(self, v: Tensor, power: int = 1) -> Tensor:
-        if not self.stretch:
-            return v
-        directions, factors = self.stretch
-        directions = directions.to(v.dtype)
-        return v + (v @ directions * (factors.to(v.dtype) ** power - 1)) @ directions.mT
+    def _stretched(self, v: Tensor, *, inverse: bool = False) -> Tensor:
+        return self.stretch.apply(v, inverse=inverse) if self.stretch else v
 
-    def _sandwiched(self, matrix: Tensor, power: int = 1) -> Tensor:
-        return self._stretched(self._stretched(matrix, power).mT, power)
+    def _on_both_sides(self, matrix: Tensor, *, inverse: bool = False) -> Tensor:
+        return self._stretched(self._stretched(matrix, inverse=inverse).mT, inverse=inverse)
 
 
 def _units(of_z: Tensor, of_grad: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
