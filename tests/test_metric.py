@@ -175,6 +175,12 @@ def test_fit_leaves_alone_what_it_knows_nothing_of(rank):
         torch.testing.assert_close(nothing.scale, metric.scale)
 
 
+def test_without_draws_the_stretch_stays():
+    metric = a_metric(5, 2)
+    fitted = metric.fit(torch.stack([covariance(torch.rand(5))] * 2), tensor(0.0))
+    torch.testing.assert_close(dense(fitted._replace(scale=metric.scale)), dense(metric))
+
+
 def test_covariances_are_those_of_all_finite_draws():
     z = 1e6 + torch.randn(5, 40, 3) @ torch.randn(3, 3)
     grad = torch.randn(5, 40, 3)
