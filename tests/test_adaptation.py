@@ -11,6 +11,7 @@ from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian
 from pyro_ebm.kernels import GHMC, HMC, MALA, ULA, RandomWalk, run
 from pyro_ebm.kernels.adaptation import Adaptation, DualAveraging, Moments, When
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import Info, State, seeded_generator
 from pyro_ebm.potential import Potential
 
@@ -36,7 +37,7 @@ def warm(kernel, energy, num_chains, warmup_steps, z=None):
 
 
 def state_of(z, grad):
-    return State(z, z.sum(-1), grad, torch.ones(()), torch.ones(z.shape[-1]))
+    return State(z, z.sum(-1), grad, torch.ones(()), Metric.unit(z, 0))
 
 
 @pytest.mark.parametrize("warmup_steps", [300, 500])
@@ -48,7 +49,7 @@ def test_acceptance_lands_at_its_target_and_stays(make, warmup_steps):
     state = history[-1][0]
     draws = list(run(kernel, potential, state, 200, generator))
     assert all(later.step_size == state.step_size for later, _ in draws)
-    assert all(torch.equal(later.scale, state.scale) for later, _ in draws)
+    assert all(torch.equal(later.metric.scale, state.metric.scale) for later, _ in draws)
     # What dual averaging could know: the acceptance of the steps since the last window; and the
     # mean of 200 steps of its own. Both are means over steps, in batches that forget one another.
     rates = [torch.stack([i.accept_prob.mean() for _, i in part]) for part in (tail, draws)]
@@ -104,7 +105,7 @@ def test_units_are_exact_for_a_gaussian_and_kept_where_nothing_is_known():
     *_, (state, _) = run(
         kernel, potential, state, 100, seeded_generator(state.z.device), adaptation
     )
-    torch.testing.assert_close(state.scale, SD)  # of the flat coordinate it is the first, 1
+    torch.testing.assert_close(state.metric.scale, SD)  # of the flat coordinate it is the first, 1
 
 
 def test_no_chain_is_left_behind():
@@ -148,5 +149,5 @@ def test_the_shortest_warmups_work(warmup_steps):
     _, history, _ = warm(HMC(), badly_scaled(), 4, warmup_steps)
     state, _ = history[-1]
     assert len(history) == warmup_steps
-    assert state.scale.isfinite().all()
+    assert state.metric.scale.isfinite().all()
     assert 0 < state.step_size < math.inf

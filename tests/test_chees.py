@@ -14,6 +14,7 @@ from pyro_ebm.energies import Gaussian
 from pyro_ebm.kernels import HMC, ChEES, run
 from pyro_ebm.kernels.chees import POWER, _slope
 from pyro_ebm.kernels.hamiltonian import trajectory
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import State, seeded_generator
 from pyro_ebm.potential import Potential
 
@@ -72,7 +73,7 @@ def test_slope_is_the_derivative_of_the_criterion_by_the_log_of_the_length():
     potential = flat_potential(energy)
     scale, centre = tensor([0.8, 1.7]), tensor([0.3, -0.2])
     kernel = ChEES(step_size=1e-3)
-    state = kernel.init(potential, energy.sample(50))._replace(scale=scale, centre=centre)
+    state = kernel.init(potential, energy.sample(50))._replace(metric=Metric(scale), centre=centre)
     momentum = torch.randn(50, 2)
     weight = torch.rand(50)
     weight[3] = 0.0
@@ -95,7 +96,7 @@ def test_slope_is_the_derivative_of_the_criterion_by_the_log_of_the_length():
 def test_length_fits_the_longest_direction_in_any_units(correlation, num_chains):
     sd = tensor([0.02, 50.0])
     mcmc = sample(Boltzmann(ridge(correlation, sd)), num_chains)
-    longest = (sd / mcmc.state.scale).mean() * math.sqrt(1 + correlation)
+    longest = (sd / mcmc.state.metric.scale).mean() * math.sqrt(1 + correlation)
     assert 0.4 < mcmc.state.length / longest < 2.0
     draws = mcmc.get_samples(group_by_chain=True)["x"] / sd
     if num_chains > 4:

@@ -12,6 +12,7 @@ from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian, Laplace
 from pyro_ebm.kernels import HMC, MALA, ULA, run
 from pyro_ebm.kernels.hamiltonian import leapfrog
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.potential import Potential
 
@@ -30,7 +31,7 @@ def start(energy, num_chains):
 def move(kernel, potential, z, num_steps, scale=None):
     state = kernel.init(potential, z)
     if scale is not None:
-        state = state._replace(scale=scale)
+        state = state._replace(metric=Metric(scale))
     *_, (state, info) = run(kernel, potential, state, num_steps, seeded_generator(z.device))
     return state, info
 
@@ -83,11 +84,15 @@ def test_mala_is_hmc_with_one_leapfrog():
     potential = flat_potential(SKEWED["banana"]())
     z = start(SKEWED["banana"](), 500)
     xi, uniform = torch.randn_like(z), torch.rand(500)
-    scale = tensor([0.7, 1.6])
+    metric = Metric(tensor([0.7, 1.6]))
     mala, hmc = MALA(step_size=0.08), HMC(step_size=0.4, num_steps=1, jitter=0.0)
-    a, info_a = mala.step(potential, mala.init(potential, z)._replace(scale=scale), (xi, uniform))
+    a, info_a = mala.step(
+        potential, mala.init(potential, z)._replace(metric=metric), (xi, uniform)
+    )
     b, info_b = hmc.step(
-        potential, hmc.init(potential, z)._replace(scale=scale), (xi, uniform, torch.zeros(()))
+        potential,
+        hmc.init(potential, z)._replace(metric=metric),
+        (xi, uniform, torch.zeros(())),
     )
     torch.testing.assert_close(a.z, b.z)
     torch.testing.assert_close(info_a.accept_prob, info_b.accept_prob)

@@ -14,6 +14,7 @@ from pyro_ebm.energies import Gaussian
 from pyro_ebm.kernels import MAMS, MCLMC, Info, run
 from pyro_ebm.kernels.isokinetic import isokinetic_leapfrog, unit
 from pyro_ebm.kernels.length import Spread
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.potential import Potential
 
@@ -48,7 +49,7 @@ FREE = Boltzmann(lambda x: 0 * x.sum(-1), event_shape=(2,))
 
 def flow(potential, z, u, step_size, num_steps, scale=1.0):
     state = MAMS(step_size=step_size).init(potential, z)
-    state, total = state._replace(scale=scale * state.scale), 0.0
+    state, total = state._replace(metric=Metric(scale * state.metric.scale)), 0.0
     for _ in range(num_steps):
         state, u, gain = isokinetic_leapfrog(potential, state, u)
         total = total + gain
@@ -113,7 +114,7 @@ def test_mams_leaves_skewed_targets_invariant_at_any_step(target, step_size, jit
     energy = SKEWED[target]()
     potential, z = flat_potential(energy), start(energy, 20_000)
     kernel = MAMS(step_size=step_size, num_steps=3, jitter=jitter)
-    state, info = move(kernel, potential, z, 6, scale=tensor([0.7, 1.6]))
+    state, info = move(kernel, potential, z, 6, metric=Metric(tensor([0.7, 1.6])))
     assert info.accepted.any()
     assert info.num_steps.eq(3).all()
     fresh = start(energy, 20_000)
@@ -138,7 +139,7 @@ def test_mams_leaves_skewed_targets_invariant_at_any_length(target):
     energy = SKEWED[target]()
     potential, z = flat_potential(energy), start(energy, 20_000)
     kernel = MAMS(step_size=0.9, jitter=0.8)
-    state, _ = move(kernel, potential, z, 6, scale=tensor([0.7, 1.6]), length=tensor(2.5))
+    state, _ = move(kernel, potential, z, 6, metric=Metric(tensor([0.7, 1.6])), length=tensor(2.5))
     fresh = start(energy, 20_000)
     assert_same_law(state.potential, potential.value_and_grad(fresh)[0])
     for d in range(2):
@@ -237,7 +238,7 @@ def test_warmup_finds_a_quarter_of_the_slowest_period():
     energy, covariance = slow_gaussian(10)
     z = start(energy, 100)
     state = warm_up(MAMS(), flat_potential(energy), z, 400)
-    whitened = covariance / state.scale / state.scale[:, None]
+    whitened = covariance / state.metric.scale / state.metric.scale[:, None]
     quarter = math.pi / 2 * math.sqrt(9 * torch.linalg.eigvalsh(whitened)[-1])
     # About a thousand draws of a window: the relative error of a variance, halved by the root.
     assert_close(state.length / quarter, 1.0, 0.5 * math.sqrt(2 / 500))
@@ -333,7 +334,7 @@ def test_warmup_gives_mclmc_the_energy_error_and_the_bias_asked_for():
     # The last window of dual averaging sees 80 steps of 200 chains, counted as 8 each.
     tuning = 1e-3 * math.sqrt(2 / (80 * 8))
     assert_close(per_chain.mean(), 1e-3, tuning + per_chain.std() / math.sqrt(200))
-    assert_close((mcmc.state.scale / sd).log(), torch.zeros(10), torch.full((10,), 0.05))
+    assert_close((mcmc.state.metric.scale / sd).log(), torch.zeros(10), torch.full((10,), 0.05))
     excess = (mcmc.get_samples(group_by_chain=True)["x"] / sd).square().mean((1, 2)) - 1
     error = excess.std() / math.sqrt(200)
     assert excess.mean() > 5 * error
@@ -345,13 +346,13 @@ def test_mclmc_learns_how_far_to_go_and_leaves_alone_what_is_given():
     energy, covariance = slow_gaussian(10)
     potential, z = flat_potential(energy), start(energy, 100)
     state = warm_up(MCLMC(), potential, z, 400)
-    whitened = covariance / state.scale / state.scale[:, None]
+    whitened = covariance / state.metric.scale / state.metric.scale[:, None]
     length = math.sqrt(10 * torch.linalg.eigvalsh(whitened)[-1])
     assert_close(state.length / length, 1.0, 0.5 * math.sqrt(2 / 200))
     fixed = MCLMC(step_size=0.01, length=3.0, adapt_step_size=False, adapt_mass_matrix=False)
     state = warm_up(fixed, potential, z, 40)
     assert (state.step_size, state.length) == (0.01, 3.0)
-    assert state.scale.eq(1).all()
+    assert state.metric.scale.eq(1).all()
 
 
 def test_the_tuner_of_mclmc_sees_steps_that_are_not_finite():

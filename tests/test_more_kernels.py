@@ -12,6 +12,7 @@ import pyro_ebm as ebm
 from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian
 from pyro_ebm.kernels import GHMC, MALA, MAMS, MCLMC, RandomWalk, UnderdampedLangevin, run
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.potential import Potential
 
@@ -57,7 +58,9 @@ def test_random_walk_accepts_as_often_as_theory_says(step_size, acceptance):
 def test_random_walk_moves_by_its_formula():
     potential = flat_potential(Gaussian(torch.zeros(2), 1.0))
     kernel = RandomWalk(step_size=0.5)
-    state = kernel.init(potential, tensor([[1.0, 2.0]]))._replace(scale=tensor([1.0, 3.0]))
+    state = kernel.init(potential, tensor([[1.0, 2.0]]))._replace(
+        metric=Metric(tensor([1.0, 3.0]))
+    )
     xi = tensor([[0.4, -0.2]])
     moved, info = kernel.step(potential, state, (xi, torch.ones(1) * 0.1))
     torch.testing.assert_close(moved.z, tensor([[1.2, 1.7]]))
@@ -89,7 +92,7 @@ def test_warmup_meets_the_target_acceptance_on_badly_scaled_targets(make):
     z = {"x": energy.sample(64)}
     mcmc = ebm.MCMC(kernel, 100, 400, 64, initial_params=z, disable_progbar=True)
     mcmc.run()
-    assert_close((mcmc.state.scale / sd).log(), torch.zeros(3), torch.full((3,), 0.05))
+    assert_close((mcmc.state.metric.scale / sd).log(), torch.zeros(3), torch.full((3,), 0.05))
     # The last window of dual averaging sees 80 steps of 64 chains: sd of its mean acceptance.
     rate = mcmc.sample_stats["acceptance_rate"].mean()
     assert_close(rate, kernel.target_accept_prob, 0.4 / math.sqrt(80 * 8))
@@ -135,7 +138,7 @@ def test_underdamped_langevin_moves_by_its_formula():
     s, h, c = tensor([0.7, 1.6]), 0.4, math.exp(-0.9 * 0.4)
     kernel = UnderdampedLangevin(step_size=h, friction=0.9)
     potential = flat_potential(energy)
-    state = kernel.init(potential, z)._replace(scale=s, momentum=p, begun=torch.ones(()))
+    state = kernel.init(potential, z)._replace(metric=Metric(s), momentum=p, begun=torch.ones(()))
     moved, info = kernel.step(potential, state, (xi,))
     p = p - h / 2 * s * energy.grad(z)
     z = z + h / 2 * s * p
@@ -213,10 +216,10 @@ def test_ghmc_flips_the_momentum_on_rejection_and_only_then():
 def test_ghmc_that_forgets_at_once_is_mala():
     energy = SKEWED["banana"]()
     potential, z = flat_potential(energy), start(energy, 400)
-    xi, uniform, scale = torch.randn_like(z), torch.rand(400), tensor([0.7, 1.6])
+    xi, uniform, metric = torch.randn_like(z), torch.rand(400), Metric(tensor([0.7, 1.6]))
     mala, ghmc = MALA(step_size=0.18), GHMC(step_size=0.6, friction=1e9)
-    a, of_a = mala.step(potential, mala.init(potential, z)._replace(scale=scale), (xi, uniform))
-    state = ghmc.init(potential, z)._replace(scale=scale, momentum=z, begun=torch.ones(()))
+    a, of_a = mala.step(potential, mala.init(potential, z)._replace(metric=metric), (xi, uniform))
+    state = ghmc.init(potential, z)._replace(metric=metric, momentum=z, begun=torch.ones(()))
     b, of_b = ghmc.step(potential, state, (xi, uniform))
     torch.testing.assert_close(a.z, b.z)
     torch.testing.assert_close(of_a.accept_prob, of_b.accept_prob)

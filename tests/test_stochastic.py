@@ -15,6 +15,7 @@ from torch import tensor
 import pyro_ebm as ebm
 from pyro_ebm.kernels import SGHMC, SGLD, ULA, UnderdampedLangevin, run
 from pyro_ebm.kernels.acceleration import traced
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.stochastic import draw_minibatches
 from pyro_ebm.potential import Potential
 
@@ -141,7 +142,7 @@ def gradient_variance(size):
 
 def settle(kernel, potential, z, num_steps, scale=1.0):
     state = kernel.init(potential, z)
-    state = state._replace(scale=scale * state.scale)
+    state = state._replace(metric=Metric(scale * state.metric.scale))
     *_, (state, _) = run(kernel, potential, state, num_steps, torch.Generator().manual_seed(5))
     return state
 
@@ -336,9 +337,9 @@ def test_warmup_learns_units_relative_to_the_narrowest_coordinate(make):
     kernel = make(model)
     mcmc = ebm.MCMC(kernel, 1, 300, 32, disable_progbar=True)
     mcmc.run()
-    assert mcmc.state.scale.min() == 1
+    assert mcmc.state.metric.scale.min() == 1
     assert mcmc.state.step_size == kernel.step_size
-    alike = (mcmc.state.scale / sd).log().reshape(8, 3)
+    alike = (mcmc.state.metric.scale / sd).log().reshape(8, 3)
     assert_mean(alike[:, 1] - alike[:, 0], 0.0)
     assert_mean(alike[:, 2] - alike[:, 0], 0.0)
 

@@ -16,6 +16,7 @@ from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian, GaussianMixture
 from pyro_ebm.kernels import GHMC, HMC, MALA, MAMS, NUTS, ULA, ParallelTempering, RandomWalk, run
 from pyro_ebm.kernels.base import Kernel
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import Info, normal_like
 from pyro_ebm.potential import Potential
 
@@ -149,7 +150,7 @@ def test_each_level_moves_by_its_own_step_and_units_at_its_own_temperature(make)
     steps, units = tensor([0.9, 0.5, 0.3, 0.2]), torch.rand(4, 2) + 0.5
     state = tempered_at(kernel, potential, z, BETAS)._replace(
         step_size=steps[-1],
-        scale=units[-1],
+        metric=Metric(units[-1]),
         step_ratio=steps / steps[-1],
         scale_ratio=units / units[-1],
     )
@@ -160,7 +161,7 @@ def test_each_level_moves_by_its_own_step_and_units_at_its_own_temperature(make)
         level = Potential.of(
             Boltzmann((1 - beta) * Gaussian(torch.zeros(2), 1.0) + beta * energy, event_shape=(2,))
         )
-        alone = inner.init(level, z[:, k])._replace(step_size=steps[k], scale=units[k])
+        alone = inner.init(level, z[:, k])._replace(step_size=steps[k], metric=Metric(units[k]))
         alone, of_level = inner.step(level, alone, (xi[:, k], uniform[:, k]))
         torch.testing.assert_close(at_levels(moved)[:, k], alone.z)
         torch.testing.assert_close(moved.accept_prob[:, k], of_level.accept_prob)
@@ -201,8 +202,9 @@ def test_warmup_places_levels_so_that_all_pairs_reject_alike():
     assert state.betas[0] == 0
     assert state.betas[-1] == 1
     after, _ = move(kernel, potential, state, 100)
-    for field in ("betas", "base_loc", "base_scale", "step_size", "scale", "step_ratio"):
+    for field in ("betas", "base_loc", "base_scale", "step_size", "step_ratio"):
         assert torch.equal(getattr(after, field), getattr(state, field))
+    assert torch.equal(after.metric.scale, state.metric.scale)
     assert torch.equal(after.base_loc, torch.zeros(1))  # it was given
 
 
@@ -220,7 +222,7 @@ def test_warmup_fits_the_base_and_tunes_each_level():
     assert_close((state.base_loc - loc) / sd, torch.zeros(3), torch.full((3,), 1 / 16))
     assert_close((state.base_scale / sd / 1.5).log(), torch.zeros(3), torch.full((3,), 1 / 22))
     precision = (1 - state.betas[1:, None]) / state.base_scale**2 + state.betas[1:, None] / sd**2
-    units = (state.scale * state.scale_ratio * precision.sqrt()).log()
+    units = (state.metric.scale * state.scale_ratio * precision.sqrt()).log()
     assert_close(units, torch.zeros(3, 3), torch.full((3, 3), 1 / 50))
     # The last window of dual averaging sees 80 steps of 64 chains: sd of its mean acceptance.
     rate = mcmc.sample_stats["acceptance_rate"].mean()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from .base import Kernel
@@ -108,25 +109,36 @@ class Moments(NamedTuple):
     """What is subtracted first, so that squares keep their digits: ``(2, D)``, as are all sums."""
     total: Tensor
     squares: Tensor
+    """Or the sums of all products, ``(2, D, D)``."""
     count: Tensor
     """The number of draws, 0-d."""
 
     @classmethod
-    def begin(cls, state: State) -> Moments:
-        """Begins without a draw, near the chains."""
+    def begin(cls, state: State, *, products: bool = False) -> Moments:
+        """Begins without a draw, near the chains.
+
+        Args:
+            state: Where they are.
+            products: Whether to sum the products of coordinates too, not only their squares.
+        """
         origin = _draws_and_grads(state).mean(0).nan_to_num(posinf=0.0, neginf=0.0)
         zero = torch.zeros_like(origin)
-        return cls(origin, zero, zero, zero.new_zeros(()))
+        squares = zero.diag_embed() if products else zero
+        return cls(origin, zero, squares, zero.new_zeros(()))
 
     def add(self, state: State) -> Moments:
         """Learns where the chains are; one where anything is not finite does not count."""
         rows = _draws_and_grads(state) - self.origin
         finite = rows.isfinite().flatten(1).all(-1)
         rows = torch.where(finite[:, None, None], rows, 0.0)
+        if self.squares.dim() > 2:
+            squares = rows.permute(1, 2, 0) @ rows.transpose(0, 1)
+        else:
+            squares = rows.square().sum(0)
         return Moments(
             self.origin,
             self.total + rows.sum(0),
-            self.squares + rows.square().sum(0),
+            self.squares + squares,
             self.count + finite.sum(),
         )
 
@@ -138,8 +150,17 @@ class Moments(NamedTuple):
     @property
     def variance(self) -> Tensor:
         """The variances of draws and gradients, ``(2, D)``."""
+        spread = self.spread
+        return spread.diagonal(dim1=-2, dim2=-1) if spread.dim() > 2 else spread
+
+    @property
+    def spread(self) -> Tensor:
+        """The variances, or with products the covariances, ``(2, D, D)``."""
         count = self.count.clamp(min=1)
-        return (self.squares / count - (self.total / count).square()).clamp(min=0)
+        mean = self.total / count
+        if self.squares.dim() > 2:
+            return self.squares / count - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        return (self.squares / count - mean.square()).clamp(min=0)
 
 
 def _draws_and_grads(state: State) -> Tensor:
@@ -151,8 +172,9 @@ class Tuning(NamedTuple):
 
     step: DualAveraging
     window: Moments
-    variance: Tensor
-    """The variances of draws in the last window that ended, ``(D,)``."""
+    widest: Tensor
+    """The largest standard deviation of draws in the last window that ended, in the units of the
+    metric that it set, 0-d in float64; 1 before."""
 
 
 class When(NamedTuple):
@@ -165,15 +187,18 @@ class When(NamedTuple):
 
 
 class Adaptation:
-    r"""Tunes the step size by dual averaging and the diagonal metric by Fisher windows.
+    r"""Tunes the step size by dual averaging and the metric by Fisher windows.
 
     At the end of each window the unit of length of a coordinate becomes
 
     .. math:: s_i = \left(\mathrm{Var}\, z_i / \mathrm{Var}\, \partial_i U\right)^{1/4}
 
     over the draws of all chains in the window, which is the standard deviation for a Gaussian with
-    independent coordinates, and dual averaging starts anew. Acceptance is pooled by its mean, in
-    the first quarter by its harmonic mean, so that no chain far out is left behind, stuck.
+    independent coordinates, and dual averaging starts anew. With a ``metric_rank`` directions are
+    stretched besides (:mod:`~pyro_ebm.kernels.metric`): a warmup step then takes time and memory
+    in proportion to :math:`D^2`, and the end of a window :math:`D^3`. Acceptance is pooled by its
+    mean, in the first quarter by its harmonic mean, so that no chain far out is left behind,
+    stuck.
 
     References:
         | If only my posterior were normal: Fisher HMC (Seyboldt, Carlson and Carpenter, 2026),
@@ -187,11 +212,16 @@ class Adaptation:
     def __init__(self, kernel: Kernel, warmup_steps: int) -> None:
         self.step_size = kernel.adapt_step_size
         self.metric = kernel.adapt_mass_matrix
+        self.rank = kernel.metric_rank
         self.target = kernel.target_accept_prob
         steps = torch.arange(1, warmup_steps + 1)
         ends = torch.tensor([max(1, int(part * warmup_steps)) for part in WINDOWS])
         settling = steps <= int(SETTLING * warmup_steps)
         self.schedule = When(settling, torch.isin(steps, ends), steps == warmup_steps)
+        self.ends = set(ends.tolist())
+        self.ending = False
+        """Whether a window may end at this step, as the host knows: only then, with a rank, is a
+        matrix decomposed."""
         self.tuning: tuple | None = None
         self.t = 0
 
@@ -202,13 +232,14 @@ class Adaptation:
             self.schedule = When(*(flags.to(state.z.device) for flags in self.schedule))
         when = When(*(flags[self.t] for flags in self.schedule))
         self.t += 1
+        self.ending = self.t in self.ends
         self.tuning, state = self.learn(self.tuning, state, info, when)
         return state
 
     def begin(self, state: State) -> tuple:
         """What is known before the first step: tensors, in nested tuples."""
         step = DualAveraging.begin(state.step_size)
-        return Tuning(step, Moments.begin(state), torch.ones_like(state.z[0]).double())
+        return Tuning(step, self._window(state), torch.ones_like(step.mu))
 
     def learn(self, tuning: tuple, state: State, info: Info, when: When) -> tuple[tuple, State]:
         """Learns from a step: a pure function of tensors.
@@ -222,19 +253,25 @@ class Adaptation:
         Returns:
             What is known now, and the state with its new step size and metric.
         """
-        step, window, variance = tuning
+        step, window, widest = tuning
         window = window.add(state)
         closing = when.closing & (window.count >= MIN_DRAWS)
-        variance = torch.where(closing, window.variance[0], variance)
-        if self.metric:
-            state = state._replace(scale=torch.where(closing, _units(window, state), state.scale))
-        window = where(closing, Moments.begin(state), window)
+        if self.ending or not self.rank:
+            metric, spread = state.metric, window.spread
+            if self.metric:
+                metric = where(closing, metric.fit(spread, window.count), metric)
+                state = state._replace(metric=metric)
+            widest = torch.where(closing, metric.widest(spread[0]), widest)
+        window = where(closing, self._window(state), window)
         if self.step_size:
             step = step.update(self.pooled(info.accept_prob, when), self.target)
             epsilon = torch.where(when.last, step.final_step_size, step.step_size)
             state = state._replace(step_size=epsilon.to(state.step_size.dtype))
             step = where(closing, DualAveraging.begin(step.final_step_size), step)
-        return Tuning(step, window, variance), state
+        return Tuning(step, window, widest), state
+
+    def _window(self, state: State) -> Moments:
+        return Moments.begin(state, products=self.rank > 0)
 
     def pooled(self, accept_prob: Tensor, when: When) -> Tensor:
         """The mean acceptance; at first the harmonic one, which one stuck chain pulls down."""
@@ -246,14 +283,6 @@ def harmonic_mean(accept_prob: Tensor) -> Tensor:
     return 1 / accept_prob.clamp(min=MIN_ACCEPT_PROB).reciprocal().mean()
 
 
-def _units(window: Moments, state: State) -> Tensor:
-    """The units by the window; where it knows none, those of the state."""
-    of_z, of_grad = window.variance
-    scale = (of_z / of_grad) ** 0.25
-    usable = scale.isfinite() & (scale > 0)
-    return torch.where(usable, scale.to(state.scale.dtype), state.scale)
-
-
 def where(condition: Tensor, new: T, old: T) -> T:
-    """Chooses between two named tuples of tensors."""
-    return type(old)(*(torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))
+    """Chooses between two nested named tuples of tensors."""
+    return tree_map(lambda a, b: torch.where(condition, a, b), new, old)

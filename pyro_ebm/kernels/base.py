@@ -19,6 +19,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .adaptation import Adaptation
+from .metric import Metric
 from .pyro_face import PyroFace
 from .transition import Info, State
 
@@ -34,12 +35,14 @@ class Kernel(PyroFace):
         potential_fn: In its place, a function from a dict of unconstrained values to nats.
         step_size: The step size, or its first value where it is adapted.
         adapt_step_size: Whether warmup adapts the step size.
-        adapt_mass_matrix: Whether warmup adapts the diagonal metric.
+        adapt_mass_matrix: Whether warmup adapts the metric.
         target_accept_prob: The mean acceptance that adaptation aims at.
+        metric_rank: How many directions warmup may stretch beside the coordinates, at most all.
 
     Raises:
         ValueError: If ``step_size`` is not positive, ``target_accept_prob`` not between 0 and 1,
-            or both ``model`` and ``potential_fn`` are given.
+            ``metric_rank`` negative, or without an adapted metric not 0, or both ``model`` and
+            ``potential_fn`` are given.
     """
 
     branch_free: bool = True
@@ -54,6 +57,7 @@ class Kernel(PyroFace):
         adapt_step_size: bool,
         adapt_mass_matrix: bool,
         target_accept_prob: float,
+        metric_rank: int = 0,
     ) -> None:
         if not step_size > 0:
             raise ValueError(f"step_size must be positive, got {step_size}")
@@ -61,11 +65,17 @@ class Kernel(PyroFace):
             raise ValueError(
                 f"target_accept_prob must be between 0 and 1, got {target_accept_prob}"
             )
+        if metric_rank < 0 or (metric_rank and not adapt_mass_matrix):
+            raise ValueError(
+                "metric_rank must be at least 0, and 0 if adapt_mass_matrix=False, got "
+                f"{metric_rank}"
+            )
         super().__init__(model, potential_fn)
         self.step_size = step_size
         self.adapt_step_size = adapt_step_size
         self.adapt_mass_matrix = adapt_mass_matrix
         self.target_accept_prob = target_accept_prob
+        self.metric_rank = metric_rank
 
     def init(self, potential: Potential, z: Tensor) -> State:
         """Makes the first state of some chains.
@@ -79,7 +89,7 @@ class Kernel(PyroFace):
         """
         value, grad = potential.value_and_grad(z)
         step_size = z.new_tensor(self.step_size)
-        return State(z.detach(), value, grad, step_size, z.new_ones(z.shape[-1]))
+        return State(z.detach(), value, grad, step_size, Metric.unit(z, self.metric_rank))
 
     def adaptation(self, warmup_steps: int) -> Adaptation:
         """Makes what tunes the state of chains in warmup.

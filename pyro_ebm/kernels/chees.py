@@ -16,6 +16,7 @@ from ..potential import Model, Potential
 from .adaptation import Adaptation, Tuning, When, harmonic_mean, where
 from .base import Kernel
 from .hamiltonian import accept, trajectory
+from .metric import Metric
 from .transition import Info, State, normal_like, uniform_like
 
 POWER = 0.75
@@ -38,8 +39,8 @@ class ChEESState(NamedTuple):
     """The gradient of U at ``z``, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate, ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
     length: Tensor
     """The mean length of a trajectory in time, 0-d."""
     centre: Tensor
@@ -58,14 +59,16 @@ class ChEES(Kernel):
     learned, the invariant law is :math:`e^{-U}`, exactly.
 
     Warmup climbs, by the log of :math:`T`, a variant of the ChEES criterion (change in the
-    estimator of the expected square) in the units :math:`s` and around the mean :math:`m`,
+    estimator of the expected square) in the coordinates of the metric
+    (:mod:`~pyro_ebm.kernels.metric`), around the mean :math:`m`,
 
     .. math::
-        \max_T \; \mathbb{E} \left[ \frac{1}{4 \, t^{3/4}} \left( \left| \frac{x' - m}{s}
-        \right|^2 - \left| \frac{x - m}{s} \right|^2 \right)^2 \right],
+        \max_T \; \mathbb{E} \left[ \frac{1}{4 \, t^{3/4}} \left( |w'|^2 - |w|^2 \right)^2
+        \right], \qquad w = A^{-1} (x - m),
 
     with the gradient along the trajectory, weighted by acceptance and pooled over chains. It
-    begins at the largest standard deviation of a coordinate in these units. The step size is tuned
+    begins at the largest standard deviation there: of a coordinate, or, with a ``metric_rank``, of
+    any direction. The step size is tuned
     on the harmonic mean of the acceptance, that of the chains that reject most; the mean is
     higher. The gradient of few chains is noisy: with 4 a length is mostly right within a factor
     of 2, and was 4 times too long on the narrowest ridge of our tests, which costs gradients but
@@ -85,7 +88,8 @@ class ChEES(Kernel):
         max_steps: The most leapfrog steps of a trajectory.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
         adapt_length: Whether warmup adapts :math:`T`.
-        adapt_mass_matrix: Whether warmup adapts the units.
+        adapt_mass_matrix: Whether warmup adapts the metric.
+        metric_rank: How many directions it may stretch beside the coordinates.
         target_accept_prob: The harmonic mean of the acceptance that adaptation aims at.
 
     Raises:
@@ -114,6 +118,7 @@ class ChEES(Kernel):
         adapt_step_size: bool = True,
         adapt_length: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.651,
     ) -> None:
         if not length > 0:
@@ -126,6 +131,7 @@ class ChEES(Kernel):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
         self.length = length
@@ -169,7 +175,7 @@ def _slope(
     state: ChEESState, proposal: State, momentum: Tensor, accept_prob: Tensor, time: Tensor
 ) -> Tensor:
     """The derivative of the criterion by the log of the length, by chain, then pooled: 0-d."""
-    start, end = ((at.z - state.centre) / state.scale for at in (state, proposal))
+    start, end = (state.metric.whiten(at.z - state.centre) for at in (state, proposal))
     gain = ((end - start) * (end + start)).sum(-1, dtype=torch.float64)
     speed = (end * momentum).sum(-1, dtype=torch.float64)
     time = time.double()
@@ -228,7 +234,7 @@ class _LengthAdaptation(Adaptation):
             return (tuning, climb), state
         climb = where(when.settling, climb, climb.update(state.slope))
         log_ratio = torch.where(when.last, climb.log_average, climb.log_ratio)
-        length = log_ratio.exp() * (tuning.variance.sqrt() / state.scale).max()
+        length = log_ratio.exp() * tuning.widest
         short = torch.minimum(length, SETTLING_STEPS * state.step_size)
         length = torch.where(when.settling, short, length).to(state.length.dtype)
         centre = tuning.window.mean[0].to(state.z.dtype)

@@ -28,15 +28,15 @@ class HMC(Kernel):
     A fresh momentum :math:`p \sim \mathcal{N}(0, I)`, then :math:`L` leapfrog steps
 
     .. math::
-        p \leftarrow p - \tfrac{\epsilon}{2} s \nabla U(x), \quad
-        x \leftarrow x + \epsilon s p, \quad
-        p \leftarrow p - \tfrac{\epsilon}{2} s \nabla U(x)
+        p \leftarrow p - \tfrac{\epsilon}{2} A^\top \nabla U(x), \quad
+        x \leftarrow x + \epsilon A p, \quad
+        p \leftarrow p - \tfrac{\epsilon}{2} A^\top \nabla U(x)
 
     and a Metropolis decision on :math:`H`. :math:`L` is drawn anew for all chains at each step,
     uniformly within a half above and below ``num_steps``, since a fixed length can resonate with
     the target and never mix. The invariant law is :math:`e^{-U}`, exactly. Warmup adapts
-    :math:`\epsilon` and the units :math:`s`, pooled over chains. It costs :math:`L` gradients a
-    step.
+    :math:`\epsilon` and the metric :math:`A` (:mod:`~pyro_ebm.kernels.metric`), pooled over
+    chains. It costs :math:`L` gradients a step.
 
     References:
         | MCMC using Hamiltonian dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901
@@ -48,7 +48,8 @@ class HMC(Kernel):
         num_steps: The mean number of leapfrog steps.
         jitter: The part of ``num_steps`` by which it varies, from 0 (fixed) to 1.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
-        adapt_mass_matrix: Whether warmup adapts :math:`s`.
+        adapt_mass_matrix: Whether warmup adapts :math:`A`.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -76,6 +77,7 @@ class HMC(Kernel):
         jitter: float = 0.5,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
         if num_steps < 1:
@@ -88,6 +90,7 @@ class HMC(Kernel):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
         self.num_steps = num_steps
@@ -160,14 +163,16 @@ def trajectory(
     Returns:
         The new state and momentum.
     """
+    fixed = state[3:]  # what is carried from step to step is copied in each
 
-    def step(
-        now: tuple[Tensor, tuple[State, Tensor]],
-    ) -> tuple[Tensor, tuple[State, Tensor]]:
-        left, (here, p) = now
-        return left - 1, leapfrog(potential, here, p)
+    def step(now: tuple[Tensor, tuple, Tensor]) -> tuple[Tensor, tuple, Tensor]:
+        left, here, p = now
+        there, p = leapfrog(potential, State(*here, *fixed), p)
+        return left - 1, there[:3], p
 
-    return loop(lambda now: now[0] > 0, step, (num_steps, (state, momentum)))[1]
+    carry = (num_steps, state[:3], momentum)
+    _, there, momentum = loop(lambda now: now[0] > 0, step, carry)
+    return State(*there, *fixed), momentum
 
 
 def leapfrog(potential: Potential, state: State, momentum: Tensor) -> tuple[State, Tensor]:
@@ -177,13 +182,13 @@ def leapfrog(potential: Potential, state: State, momentum: Tensor) -> tuple[Stat
         potential: The target.
         state: Where the chains are, with their step size and units.
         momentum: The momentum of each chain, with shape ``(C, D)``, in the units of
-            ``state.scale``.
+            ``state.metric``.
 
     Returns:
         The new state and momentum.
     """
-    epsilon, s = state.step_size, state.scale
-    half = momentum - 0.5 * epsilon * s * state.grad
-    z = state.z + epsilon * s * half
+    epsilon, metric = state.step_size, state.metric
+    half = momentum - metric.force(state.grad, 0.5 * epsilon)
+    z = state.z + metric.move(half, epsilon)
     value, grad = potential.value_and_grad(z)
-    return State(z, value, grad, epsilon, s), half - 0.5 * epsilon * s * grad
+    return State(z, value, grad, epsilon, metric), half - metric.force(grad, 0.5 * epsilon)

@@ -2,8 +2,8 @@ r"""The dynamics of microcanonical kernels: a direction of unit speed, turned by
 
 In :math:`D \ge 2` dimensions the flow
 
-.. math:: \dot{x} = s u, \qquad
-    \dot{u} = -\frac{1}{D - 1} \left(I - u u^\top\right) s \nabla U(x), \qquad |u| = 1
+.. math:: \dot{x} = A u, \qquad
+    \dot{u} = -\frac{1}{D - 1} \left(I - u u^\top\right) A^\top \nabla U(x), \qquad |u| = 1
 
 leaves :math:`e^{-U(x)}` and the uniform law of directions invariant.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..engine import loop
 from ..potential import Potential
+from .metric import Metric
 
 
 class PathState(NamedTuple):
@@ -33,10 +34,10 @@ class PathState(NamedTuple):
     """The gradient of U at ``z``, with shape ``(C, D)``."""
     step_size: Tensor
     """The largest step of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate, ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
     length: Tensor
-    """The mean length of a path, 0-d, in the units of ``scale``."""
+    """The mean length of a path, 0-d, in the units of ``metric``."""
 
 
 class MicrocanonicalState(NamedTuple):
@@ -50,8 +51,8 @@ class MicrocanonicalState(NamedTuple):
     """The gradient of U at ``z``, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate, ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
     momentum: Tensor
     """The direction, with shape ``(C, D)``."""
     begun: Tensor
@@ -76,17 +77,17 @@ def path(
     Returns:
         The new state, and the kinetic energy gained in nats, with shape ``(C,)``.
     """
+    fixed = state[3:]  # what is carried from step to step is copied in each
 
-    def step(
-        now: tuple[Tensor, PathState, Tensor, Tensor],
-    ) -> tuple[Tensor, PathState, Tensor, Tensor]:
+    def step(now: tuple[Tensor, tuple, Tensor, Tensor]) -> tuple[Tensor, tuple, Tensor, Tensor]:
         left, here, u, kinetic = now
-        here, u, gain = isokinetic_leapfrog(potential, here, u)
-        return left - 1, here, u, kinetic + gain
+        there, u, gain = isokinetic_leapfrog(potential, PathState(*here, *fixed), u)
+        return left - 1, there[:3], u, kinetic + gain
 
     kinetic = torch.zeros_like(state.potential, dtype=torch.float64)
-    _, state, _, kinetic = loop(lambda now: now[0] > 0, step, (num_steps, state, u, kinetic))
-    return state, kinetic
+    carry = (num_steps, state[:3], u, kinetic)
+    _, there, _, kinetic = loop(lambda now: now[0] > 0, step, carry)
+    return PathState(*there, *fixed), kinetic
 
 
 def isokinetic_leapfrog(
@@ -94,13 +95,13 @@ def isokinetic_leapfrog(
 ) -> tuple[PathState | MicrocanonicalState, Tensor, Tensor]:
     r"""Makes one isokinetic leapfrog step: reversible, of second order, and of unit speed.
 
-    A turn of the direction by :math:`\epsilon / 2`, :math:`x \leftarrow x + \epsilon s u`, and a
-    turn again. With :math:`e` the unit vector along :math:`-s \nabla U(x)`, a turn is
+    A turn of the direction by :math:`\epsilon / 2`, :math:`x \leftarrow x + \epsilon A u`, and a
+    turn again. With :math:`e` the unit vector along :math:`-A^\top \nabla U(x)`, a turn is
 
     .. math::
         u \leftarrow \frac{u + (\sinh \delta + c \, (\cosh \delta - 1)) \, e}
         {\cosh \delta + c \sinh \delta}, \qquad
-        \delta = \frac{\epsilon}{2} \frac{|s \nabla U(x)|}{D - 1}, \qquad c = u \cdot e
+        \delta = \frac{\epsilon}{2} \frac{|A^\top \nabla U(x)|}{D - 1}, \qquad c = u \cdot e
 
     and gains the kinetic energy
     :math:`\Delta K = (D - 1) \log(\cosh \delta + c \sinh \delta)`.
@@ -115,7 +116,7 @@ def isokinetic_leapfrog(
         shape ``(C,)``.
     """
     u, before = _turn(state, u)
-    z = state.z + state.step_size * state.scale * u
+    z = state.z + state.metric.move(u, state.step_size)
     value, grad = potential.value_and_grad(z)
     state = state._replace(z=z, potential=value, grad=grad)
     u, after = _turn(state, u)
@@ -124,7 +125,7 @@ def isokinetic_leapfrog(
 
 def _turn(state: PathState | MicrocanonicalState, u: Tensor) -> tuple[Tensor, Tensor]:
     """Turns by half a step; all is divided by exp(delta), so that nothing overflows."""
-    force = -state.scale * state.grad
+    force = state.metric.force(state.grad, -1.0)
     norm = force.norm(dim=-1, keepdim=True)
     e = force / norm.clamp(min=torch.finfo(norm.dtype).tiny)
     order = u.shape[-1] - 1

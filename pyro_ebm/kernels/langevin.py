@@ -3,8 +3,7 @@ r"""Langevin kernels: a step down the potential and a step of noise.
 .. math:: x' = x - \eta \nabla U(x) + \sqrt{2 \eta} \, \xi, \qquad \xi \sim \mathcal{N}(0, I)
 
 The step size :math:`\eta` is in units of x squared, in every kernel here. With an adapted metric,
-lengths are measured in the unit :math:`s` of each coordinate, and :math:`\eta` becomes a pure
-number.
+lengths are measured in its units, and :math:`\eta` becomes a pure number.
 """
 
 from __future__ import annotations
@@ -88,23 +87,23 @@ class ULA(Kernel):
             torch.where(finite, value, state.potential),
             torch.where(rows, grad, state.grad),
             state.step_size,
-            state.scale,
+            state.metric,
         )
         return moved, Info(diverging=~finite)
 
 
 class MALA(Kernel):
-    r"""The Metropolis-adjusted Langevin algorithm, with a diagonal preconditioner.
+    r"""The Metropolis-adjusted Langevin algorithm, with a preconditioner.
 
     .. math::
-        y &= x - \eta s^2 \nabla U(x) + \sqrt{2 \eta} \, s \, \xi \\
+        y &= x - \eta A A^\top \nabla U(x) + \sqrt{2 \eta} \, A \xi \\
         \log r &= U(x) - U(y) - \tfrac12 \left(|\xi'|^2 - |\xi|^2\right), \qquad
-        \xi' = -\xi + \sqrt{\eta / 2} \, s \left(\nabla U(x) + \nabla U(y)\right)
+        \xi' = -\xi + \sqrt{\eta / 2} \, A^\top \left(\nabla U(x) + \nabla U(y)\right)
 
     where :math:`\xi'` is the noise that would lead back. The invariant law is :math:`e^{-U}`,
-    exactly. Warmup adapts :math:`\eta` to the target acceptance and :math:`s` to the spread of
-    each coordinate, both pooled over chains; without warmup nothing changes. A non-finite proposal
-    is rejected and counted.
+    exactly. Warmup adapts :math:`\eta` to the target acceptance and the metric :math:`A`
+    (:mod:`~pyro_ebm.kernels.metric`) to the spread of the target, both pooled over chains; without
+    warmup nothing changes. A non-finite proposal is rejected and counted.
 
     References:
         | Exponential convergence of Langevin distributions and their discrete approximations
@@ -117,7 +116,8 @@ class MALA(Kernel):
         potential_fn: In its place, a function from a dict of unconstrained values to nats.
         step_size: The step size :math:`\eta > 0`, in units of x squared, or its first value.
         adapt_step_size: Whether warmup adapts :math:`\eta`.
-        adapt_mass_matrix: Whether warmup adapts :math:`s`.
+        adapt_mass_matrix: Whether warmup adapts :math:`A`.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -140,6 +140,7 @@ class MALA(Kernel):
         step_size: float = 0.1,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.574,
     ) -> None:
         super().__init__(
@@ -148,6 +149,7 @@ class MALA(Kernel):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
 
@@ -161,12 +163,12 @@ class MALA(Kernel):
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
     ) -> tuple[State, Info]:
         xi, uniform = noise
-        eta, s = state.step_size, state.scale
-        y = state.z - eta * s**2 * state.grad + (2 * eta).sqrt() * s * xi
+        eta, metric = state.step_size, state.metric
+        y = state.z - metric.drift(state.grad, eta) + metric.move(xi, (2 * eta).sqrt())
         value, grad = potential.value_and_grad(y)
-        back = (eta / 2).sqrt() * s * (state.grad + grad) - xi
+        back = metric.force(state.grad + grad, (eta / 2).sqrt()) - xi
         kinetic = 0.5 * ((back - xi) * (back + xi)).sum(-1, dtype=torch.float64)
         log_ratio = state.potential.double() - value.double() - kinetic
-        proposal = State(y, value, grad, eta, s)
+        proposal = State(y, value, grad, eta, metric)
         moved, accept_prob, accepted = metropolis(state, proposal, log_ratio, uniform)
         return moved, Info(~log_ratio.isfinite(), accept_prob, accepted)

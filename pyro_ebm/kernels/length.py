@@ -100,7 +100,7 @@ class Spread(NamedTuple):
 
 
 def _rows(state: PathState | MicrocanonicalState) -> Tensor:
-    return (state.z / state.scale).double()
+    return state.metric.whiten(state.z).double()
 
 
 class LengthTuning(NamedTuple):

@@ -16,16 +16,17 @@ from .transition import Info, State, metropolis, normal_like, uniform_like
 
 
 class RandomWalk(Kernel):
-    r"""The random-walk Metropolis algorithm, with a diagonal metric.
+    r"""The random-walk Metropolis algorithm, with a metric.
 
-    .. math:: y = x + \epsilon s \, \xi, \qquad \log r = U(x) - U(y), \qquad
+    .. math:: y = x + \epsilon A \xi, \qquad \log r = U(x) - U(y), \qquad
         \xi \sim \mathcal{N}(0, I)
 
     The invariant law is :math:`e^{-U}`, exactly, whether :math:`U` is smooth or not: the gradient
-    tunes :math:`s` in warmup and takes no part in a step. On :math:`\mathcal{N}(0, 1)` the mean
-    acceptance is :math:`(2 / \pi) \arctan(2 / \epsilon)`. The number of steps to an independent
-    draw grows with the dimension, so it is a yardstick for other kernels more than their rival.
-    A non-finite proposal is rejected and counted.
+    tunes the metric :math:`A` (:mod:`~pyro_ebm.kernels.metric`) in warmup and takes no part in a
+    step. On :math:`\mathcal{N}(0, 1)` the mean acceptance is
+    :math:`(2 / \pi) \arctan(2 / \epsilon)`. The number of steps to an independent draw grows with
+    the dimension, so it is a yardstick for other kernels more than their rival. A non-finite
+    proposal is rejected and counted.
 
     References:
         | Weak convergence and optimal scaling of random walk Metropolis algorithms (Roberts,
@@ -37,7 +38,8 @@ class RandomWalk(Kernel):
         potential_fn: In its place, a function from a dict of unconstrained values to nats.
         step_size: The step size :math:`\epsilon > 0`, in units of x, or its first value.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
-        adapt_mass_matrix: Whether warmup adapts :math:`s`.
+        adapt_mass_matrix: Whether warmup adapts :math:`A`.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -60,6 +62,7 @@ class RandomWalk(Kernel):
         step_size: float = 0.1,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.234,
     ) -> None:
         super().__init__(
@@ -68,6 +71,7 @@ class RandomWalk(Kernel):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
 
@@ -81,7 +85,7 @@ class RandomWalk(Kernel):
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
     ) -> tuple[State, Info]:
         xi, uniform = noise
-        y = state.z + state.step_size * state.scale * xi
+        y = state.z + state.metric.move(xi, state.step_size)
         value, grad = potential.value_and_grad(y)
         log_ratio = state.potential.double() - value.double()
         proposal = state._replace(z=y, potential=value, grad=grad)

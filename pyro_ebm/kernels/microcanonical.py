@@ -44,11 +44,12 @@ class MAMS(Kernel):
     .. math:: t \sim \mathcal{U}\big((1 - j) L, (1 + j) L\big), \qquad
         n = \lceil t / \epsilon \rceil
 
-    with steps of :math:`t / n`. Warmup adapts, pooled over chains, :math:`\epsilon`, the units
-    :math:`s` and the length :math:`L`: a quarter of the period of the slowest direction,
-    :math:`\tfrac{\pi}{2} \sqrt{\lambda (D - 1)}`, where :math:`\lambda` is the variance in the
-    widest directions of :math:`x / s` (:class:`~pyro_ebm.kernels.length.Spread`). Before, or
-    without warmup, it is a few steps. It costs :math:`n` gradients a step.
+    with steps of :math:`t / n`. Warmup adapts, pooled over chains, :math:`\epsilon`, the metric
+    :math:`A` (:mod:`~pyro_ebm.kernels.metric`) and the length :math:`L`: a quarter of the period
+    of the slowest direction, :math:`\tfrac{\pi}{2} \sqrt{\lambda (D - 1)}`, where :math:`\lambda`
+    is the variance in the widest directions of :math:`A^{-1} x`
+    (:class:`~pyro_ebm.kernels.length.Spread`). Before, or without warmup, it is a few steps. It
+    costs :math:`n` gradients a step.
 
     References:
         | Metropolis adjusted microcanonical Hamiltonian Monte Carlo (Robnik, Cohn-Gordon and
@@ -62,7 +63,8 @@ class MAMS(Kernel):
             :math:`L = n \epsilon`.
         jitter: The part :math:`j` of its length by which a path varies, from 0 (fixed) to 1.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
-        adapt_mass_matrix: Whether warmup adapts :math:`s`.
+        adapt_mass_matrix: Whether warmup adapts :math:`A`.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -91,6 +93,7 @@ class MAMS(Kernel):
         jitter: float = 0.5,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.9,
     ) -> None:
         if num_steps is not None and num_steps < 1:
@@ -103,6 +106,7 @@ class MAMS(Kernel):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
         self.num_steps = num_steps
@@ -173,9 +177,10 @@ class MCLMC(WithMomentum):
     error counts for no more than 16 times its target, so that rare large ones, as in the neck of a
     funnel, do not decide; with them the mean is above :math:`v`. A step to a non-finite potential
     is not made: the chain turns back, it is counted in ``Info.diverging``, and for warmup it
-    counts as the largest error. Warmup also adapts the units :math:`s` and the length
-    :math:`\ell = \sqrt{\lambda D}`, with the variance :math:`\lambda` in the widest directions of
-    :math:`x / s` (:class:`~pyro_ebm.kernels.length.Spread`), pooled over chains. With
+    counts as the largest error. Warmup also adapts the metric :math:`A`
+    (:mod:`~pyro_ebm.kernels.metric`) and the length :math:`\ell = \sqrt{\lambda D}`, with the
+    variance :math:`\lambda` in the widest directions of :math:`A^{-1} x`
+    (:class:`~pyro_ebm.kernels.length.Spread`), pooled over chains. With
     ``adapt_step_size=False``, ``adapt_mass_matrix=False`` and a ``length`` it adapts nothing.
     :class:`MAMS` is its exact sibling.
 
@@ -194,7 +199,8 @@ class MCLMC(WithMomentum):
         energy_variance: The variance :math:`v > 0` of the energy error, per dimension, that
             adaptation aims at, in square nats.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
-        adapt_mass_matrix: Whether warmup adapts :math:`s`.
+        adapt_mass_matrix: Whether warmup adapts :math:`A`.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
 
     Raises:
         ValueError: If ``step_size``, ``length`` or ``energy_variance`` is not positive; and, when
@@ -219,6 +225,7 @@ class MCLMC(WithMomentum):
         energy_variance: float = 5e-4,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
     ) -> None:
         if length is not None and not length > 0:
             raise ValueError(f"length must be positive, got {length}")
@@ -230,6 +237,7 @@ class MCLMC(WithMomentum):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=1 - 1 / WORST,
         )
         self.length = length

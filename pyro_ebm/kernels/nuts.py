@@ -40,7 +40,7 @@ class NUTS(AsynchronousKernel):
     former one with probability :math:`\min(1, \sum_\text{new} w / \sum_\text{old} w)`.
 
     The invariant law is :math:`e^{-U}`, exactly. Warmup adapts the step size :math:`\epsilon` and
-    the units, pooled over chains. In a block of steps one batched leapfrog after another serves
+    the metric, pooled over chains. In a block of steps one batched leapfrog after another serves
     all chains, whichever step each is at: a chain whose trajectory is over begins its next one at
     once, and waits only at the end of the block. One step alone costs as many batched gradients as
     its longest tree has, at most :math:`2^J - 1`. Energy differences and weights are summed in
@@ -60,7 +60,8 @@ class NUTS(AsynchronousKernel):
         step_size: The step size :math:`\epsilon > 0`, in units of x, or its first value.
         max_tree_depth: How often a trajectory may double, :math:`J`.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
-        adapt_mass_matrix: Whether warmup adapts the units.
+        adapt_mass_matrix: Whether warmup adapts the metric.
+        metric_rank: How many directions it may stretch beside the coordinates.
         target_accept_prob: The mean acceptance, over the points of a trajectory, to aim at.
 
     Raises:
@@ -85,6 +86,7 @@ class NUTS(AsynchronousKernel):
         max_tree_depth: int = 10,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
         if not 1 <= max_tree_depth <= MAX_TREE_DEPTH:
@@ -97,6 +99,7 @@ class NUTS(AsynchronousKernel):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
         self.max_tree_depth = max_tree_depth

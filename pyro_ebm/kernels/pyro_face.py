@@ -91,7 +91,7 @@ class PyroFace(MCMCKernel):
             z = self._potential.flatten({k: v.unsqueeze(0) for k, v in params.items()})
             tuned = self._state
             self._state = self.init(self._potential, z)._replace(
-                step_size=tuned.step_size, scale=tuned.scale
+                step_size=tuned.step_size, metric=tuned.metric
             )
         adaptation = self._adaptation if self._warmup_left > 0 else None
         ((self._state, info),) = run(

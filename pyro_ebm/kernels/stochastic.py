@@ -32,6 +32,7 @@ from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .adaptation import Adaptation
 from .base import Kernel
+from .metric import Metric
 from .transition import Info, State, normal_like, seeded_generator
 from .underdamped import MomentumState, UnderdampedLangevin
 
@@ -47,8 +48,8 @@ class MinibatchState(NamedTuple):
     """The gradient of that estimate, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate, ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
     sizes: Tensor
     """The size and subsample size of each subsampled plate, ``(P, 2)``."""
 
@@ -64,10 +65,10 @@ class MinibatchMomentumState(NamedTuple):
     """The gradient of that estimate, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate, ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
     momentum: Tensor
-    """The momentum in the units of ``scale``, with shape ``(C, D)``."""
+    """The momentum in the units of ``metric``, with shape ``(C, D)``."""
     begun: Tensor
     """0 before the first step, which draws the momentum afresh, and 1 after it, 0-d."""
     sizes: Tensor
@@ -85,7 +86,8 @@ class RelativeUnits(Adaptation):
     def update(self, state: State, info: Info) -> State:
         """Learns from a step and returns the state with its new metric."""
         state = super().update(state, info)
-        return state._replace(scale=state.scale / state.scale.min())
+        scale = state.metric.scale
+        return state._replace(metric=Metric(scale / scale.min()))
 
 
 class OnMinibatches(Kernel):
@@ -189,7 +191,7 @@ class SGLD(OnMinibatches):
         self, potential: Potential, state: MinibatchState, noise: tuple[Tensor, ...]
     ) -> tuple[MinibatchState, Info]:
         xi, *rows = noise
-        eta, s = state.step_size, state.scale
+        eta, s = state.step_size, state.metric.scale
         y = state.z - eta * s**2 * state.grad + (2 * eta).sqrt() * s * xi
         value, grad = potential.on(rows).value_and_grad(y)
         finite = value.isfinite() & grad.isfinite().all(-1)

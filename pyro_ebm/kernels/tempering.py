@@ -26,6 +26,7 @@ from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
 from .langevin import MALA
+from .metric import Metric
 from .transition import Info, State, normal_like, uniform_like
 
 ROUNDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -50,8 +51,8 @@ class TemperingState(NamedTuple):
     """The gradient of U at ``z``, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size at beta = 1, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate at beta = 1, ``(D,)``."""
+    metric: Metric
+    """The units of length at beta = 1."""
     step_ratio: Tensor
     """The step size at each level but the base over that at beta = 1, ``(K - 1,)``. Kernels see
     it as a factor of the units: its root, where a step size is a squared length."""
@@ -59,8 +60,7 @@ class TemperingState(NamedTuple):
     """The same of the units, ``(K - 1, D)``."""
     replicas: State
     """The inner kernel's state of all levels but the base, one after the other, with ``(K - 1) *
-    C`` rows. Potential and gradient in it are those of the target, and its step size and scale
-    are not used."""
+    C`` rows. Potential and gradient are those of the target; step size and metric go unused."""
     betas: Tensor
     """The inverse temperatures, from 0 to 1, ``(K,)``."""
     base_loc: Tensor
@@ -107,23 +107,21 @@ class ParallelTempering(Kernel):
 
     for even :math:`k` in even steps and odd :math:`k` in odd ones (deterministic even-odd), which
     carries draws of the base up to the target in a time that does not grow with :math:`K`. A draw
-    is the replica at :math:`\beta = 1`. The joint law of replicas is invariant, exactly, and so
-    is :math:`e^{-U}`.
+    is the replica at :math:`\beta = 1`. The joint law is invariant, exactly, as is :math:`e^{-U}`.
 
     Warmup adapts step size and units at each level on its own, pooled over chains; what else the
-    inner kernel adapts (the length of a path) is that at the target, at all levels. It
-    fits the base to the draws (mean, and one and a half times the standard deviation, so that it
-    is wider than the target) unless one is given, and places the :math:`\beta_k` so that all
-    pairs reject alike. All this is over before draws are kept. Until then, as without warmup,
-    there is nothing between base and target: all :math:`\beta_k = 1` but the first, and draws
-    that are exact stay so.
+    inner kernel adapts (the length of a path) is that at the target, at all levels. It fits the
+    base to the draws (mean, and one and a half times the standard deviation, so that it is wider
+    than the target) unless one is given, and places the :math:`\beta_k` so that all pairs reject
+    alike. All this is over before draws are kept. Until then, as without warmup, there is nothing
+    between base and target: all :math:`\beta_k = 1` but the first, and exact draws stay so.
 
     After a run ``mcmc.state.barrier`` is the sum :math:`\Lambda` of the rejections :math:`r_k`,
     ``mcmc.state.swap_prob`` has :math:`1 - r_k`, and ``mcmc.state.num_restarts`` counts the draws
     of the base that came to be draws of the target, of each chain: at best one in :math:`2 + 2
     \sum_k r_k / (1 - r_k)` steps. :math:`K \approx 2 \Lambda + 1` levels are best. A mode that no
-    chain finds in warmup, and that the base does not cover, stays unseen. A step costs
-    :math:`K - 1` times what the inner kernel does, and :math:`K` gradients more.
+    chain finds in warmup, and that the base does not cover, stays unseen. A step costs :math:`K -
+    1` times what the inner kernel does, and :math:`K` gradients more.
 
     References:
         | Non-reversible parallel tempering: a scalable highly parallel MCMC scheme (Syed,
@@ -139,9 +137,9 @@ class ParallelTempering(Kernel):
         num_steps: The number of steps of the inner kernel between swaps.
 
     Raises:
-        ValueError: If ``kernel`` is no kernel, or is itself tempered, ``num_temperatures`` is less
-            than 2 or ``num_steps`` less than 1; when chains are made, if the shape of ``base``
-            does not fit; and in use, if ``kernel`` has no Metropolis step.
+        ValueError: If ``kernel`` is no kernel, is itself tempered or has a ``metric_rank``,
+            ``num_temperatures`` is less than 2 or ``num_steps`` less than 1; when chains are made,
+            if the shape of ``base`` does not fit; in use, if ``kernel`` has no Metropolis step.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -166,6 +164,8 @@ class ParallelTempering(Kernel):
                 "kernel must be an untempered kernel such as HMC(model), got "
                 f"{type(kernel).__name__}"
             )
+        if kernel.metric_rank:
+            raise ValueError(f"metric_rank must be 0 under tempering, got {kernel.metric_rank}")
         if num_temperatures < 2:
             raise ValueError(f"num_temperatures must be at least 2, got {num_temperatures}")
         if num_steps < 1:
@@ -196,8 +196,7 @@ class ParallelTempering(Kernel):
             z: Unconstrained chains, with shape ``(C, D)``.
 
         Returns:
-            The state, with the inner kernel's own step size, a unit metric, and all levels but
-            the base at beta = 1.
+            The state, with the inner kernel's step size and all levels but the base at beta = 1.
         """
         (num_chains, dim), levels = z.shape, self.num_temperatures - 1
         replicas = self.kernel.init(potential, z.detach().repeat(levels, 1))
@@ -208,7 +207,7 @@ class ParallelTempering(Kernel):
             potential=replicas.potential[-num_chains:].clone(),
             grad=replicas.grad[-num_chains:].clone(),
             step_size=replicas.step_size.clone(),
-            scale=replicas.scale.clone(),
+            metric=Metric(replicas.metric.scale.clone()),
             step_ratio=z.new_ones(levels),
             scale_ratio=z.new_ones(levels, dim),
             replicas=replicas,
@@ -267,7 +266,6 @@ class ParallelTempering(Kernel):
         usable = value.isfinite() & grad.isfinite().all(-1)
         excess = (value.double() - base.double()).where(usable, math.inf)
         excess = excess.unflatten(0, (levels + 1, num_chains)).T
-
         log_ratio = state.betas.diff() * excess.diff()
         swap_prob = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
         pair = torch.arange(levels, device=z.device)
@@ -310,8 +308,9 @@ class ParallelTempering(Kernel):
         value, grad = tempered(state, replicas.z, replicas.potential, replicas.grad)
         # One step size for all rows, as kernels expect; its ratio is in the units of each.
         ratio = state.step_ratio.unsqueeze(-1) ** (0.5 if isinstance(self.kernel, MALA) else 1.0)
-        scale = (state.scale * state.scale_ratio * ratio).repeat_interleave(num_chains, dim=0)
-        now = replicas._replace(potential=value, grad=grad, step_size=state.step_size, scale=scale)
+        scale = (state.metric.scale * state.scale_ratio * ratio).repeat_interleave(num_chains, 0)
+        now = replicas._replace(potential=value, grad=grad)
+        now = now._replace(step_size=state.step_size, metric=Metric(scale))
         infos = []
         for i in range(self.num_steps):
             now, info = self.kernel.step(path, now, tuple(parts[i * width : (i + 1) * width]))
@@ -321,14 +320,13 @@ class ParallelTempering(Kernel):
                     f"kernel must have a Metropolis step, got {name}: use MALA or HMC instead"
                 )
             infos.append(info)
-        return now._replace(step_size=replicas.step_size, scale=replicas.scale), _summary(infos)
+        return now._replace(step_size=replicas.step_size, metric=replicas.metric), _summary(infos)
 
 
 class Placement:
     """Tunes each level, fits the base to the draws, and places the levels by equal rejection.
 
-    Warmup is made of rounds. After each, a level goes to where an equal share of the sum of the
-    rejections lies below it.
+    After each round of warmup a level goes to where an equal share of all rejections lies below.
 
     Args:
         levels: What tunes the inner kernel, for each level but the base.
@@ -375,17 +373,17 @@ class Placement:
                 potential=value[here],
                 grad=grad[here],
                 step_size=state.step_size * state.step_ratio[k],
-                scale=state.scale * state.scale_ratio[k],
+                metric=Metric(state.metric.scale * state.scale_ratio[k]),
             )
             rate = state.accept_prob[:, k]
             tuned.append(level.update(own, Info(diverging=rate == 0, accept_prob=rate)))
         step_size = torch.stack([own.step_size for own in tuned])
-        scale = torch.stack([own.scale for own in tuned])
-        shared = {k: v for k, v in tuned[-1]._asdict().items() if not v.dim() and k != "step_size"}
+        scale = torch.stack([own.metric.scale for own in tuned])
+        shared = {k: v for k, v in list(tuned[-1]._asdict().items())[5:] if not v.dim()}
         return state._replace(
             replicas=rows._replace(**shared),
             step_size=step_size[-1],
-            scale=scale[-1],
+            metric=Metric(scale[-1]),
             step_ratio=step_size / step_size[-1],
             scale_ratio=scale / scale[-1],
         )

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..layout import empty_like
 from ..potential import Potential
 from .adaptation import Adaptation
+from .metric import Metric
 
 if TYPE_CHECKING:
     from .base import Kernel
@@ -43,9 +44,8 @@ class State(NamedTuple):
     """The gradient of U at ``z``, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate (the diagonal metric is its inverse square),
-    ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
 
 
 class Info(NamedTuple):

@@ -57,7 +57,7 @@ class Trajectory(NamedTuple):
     front: Tensor
     """The end of the tree that grows: its coordinates, gradient and momentum, ``(3, D, C)``."""
     back: Tensor
-    """The other end. The momenta are in the units of ``State.scale``."""
+    """The other end. The momenta are in the units of ``State.metric``."""
     hamiltonian: Tensor
     """Of the start, in float64."""
     tree: Branch

@@ -1,13 +1,15 @@
 r"""Underdamped Langevin kernels: a momentum that friction and noise renew little by little.
 
-.. math:: dx = s p \, dt, \qquad dp = -s \nabla U(x) \, dt - \gamma p \, dt + \sqrt{2 \gamma} \, dW
+.. math:: dx = A p \, dt, \qquad
+    dp = -A^\top \nabla U(x) \, dt - \gamma p \, dt + \sqrt{2 \gamma} \, dW
 
 Over a time :math:`\epsilon`, friction and noise alone are solved by
 
 .. math:: p \leftarrow c p + \sqrt{1 - c^2} \, \xi, \qquad c = e^{-\gamma \epsilon}, \qquad
     \xi \sim \mathcal{N}(0, I)
 
-The momentum is in the state. It is drawn in the first step, where :math:`c` counts as 0.
+with the metric :math:`A` of :mod:`~pyro_ebm.kernels.metric`. The momentum is in the state. It is
+drawn in the first step, where :math:`c` counts as 0.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
 from .hamiltonian import MAX_ENERGY_ERROR, leapfrog
+from .metric import Metric
 from .transition import Info, metropolis, normal_like, uniform_like
 
 
@@ -38,10 +41,10 @@ class MomentumState(NamedTuple):
     """The gradient of U at ``z``, with shape ``(C, D)``."""
     step_size: Tensor
     """The step size of all chains, 0-d."""
-    scale: Tensor
-    """The unit of length of each coordinate, ``(D,)``."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
     momentum: Tensor
-    """The momentum in the units of ``scale``, with shape ``(C, D)``."""
+    """The momentum in the units of ``metric``, with shape ``(C, D)``."""
     begun: Tensor
     """0 before the first step, which draws the momentum afresh, and 1 after it, 0-d."""
 
@@ -67,11 +70,11 @@ class UnderdampedLangevin(WithMomentum):
     r"""Unadjusted underdamped Langevin dynamics, split as BAOAB.
 
     .. math::
-        p &\leftarrow p - \tfrac{\epsilon}{2} s \nabla U(x), \quad
-        x \leftarrow x + \tfrac{\epsilon}{2} s p, \quad
+        p &\leftarrow p - \tfrac{\epsilon}{2} A^\top \nabla U(x), \quad
+        x \leftarrow x + \tfrac{\epsilon}{2} A p, \quad
         p \leftarrow c p + \sqrt{1 - c^2} \, \xi, \\
-        x &\leftarrow x + \tfrac{\epsilon}{2} s p, \quad
-        p \leftarrow p - \tfrac{\epsilon}{2} s \nabla U(x), \qquad c = e^{-\gamma \epsilon}
+        x &\leftarrow x + \tfrac{\epsilon}{2} A p, \quad
+        p \leftarrow p - \tfrac{\epsilon}{2} A^\top \nabla U(x), \qquad c = e^{-\gamma \epsilon}
 
     **Biased**: the invariant law of :math:`x` is not :math:`e^{-U}` but tends to it with
     :math:`\epsilon^2`. On :math:`\mathcal{N}(0, v)` the law of :math:`x` is exact, the variance of
@@ -131,13 +134,13 @@ class UnderdampedLangevin(WithMomentum):
         self, potential: Potential, state: MomentumState, noise: tuple[Tensor, ...]
     ) -> tuple[MomentumState, Info]:
         (xi,) = noise
-        epsilon, s = state.step_size, state.scale
-        p = state.momentum - 0.5 * epsilon * s * state.grad
-        y = state.z + 0.5 * epsilon * s * p
+        half, metric = 0.5 * state.step_size, state.metric
+        p = state.momentum - metric.force(state.grad, half)
+        y = state.z + metric.move(p, half)
         p = refresh(state, p, xi, self.friction)
-        y = y + 0.5 * epsilon * s * p
+        y = y + metric.move(p, half)
         value, grad = potential.value_and_grad(y)
-        p = p - 0.5 * epsilon * s * grad
+        p = p - metric.force(grad, half)
         moved, finite = step_or_turn(state, y, value, grad, p)
         energy = moved.potential + 0.5 * moved.momentum.square().sum(-1)
         return moved, Info(diverging=~finite, energy=energy)
@@ -155,7 +158,7 @@ class GHMC(WithMomentum):
     flipped, :math:`p \leftarrow -p`: the leapfrog is its own inverse up to that sign. The
     invariant law is :math:`e^{-H}`, exactly. With :math:`\gamma \to \infty` it is
     :class:`~pyro_ebm.kernels.MALA` with :math:`\eta = \epsilon^2 / 2`. Since every rejection
-    turns a chain back, few are wanted. Warmup adapts :math:`\epsilon` and the units :math:`s`,
+    turns a chain back, few are wanted. Warmup adapts :math:`\epsilon` and the metric :math:`A`,
     pooled over chains. It costs one gradient a step.
 
     References:
@@ -169,7 +172,8 @@ class GHMC(WithMomentum):
         friction: The rate :math:`\gamma > 0` at which the momentum is forgotten, in the inverse
             units of ``step_size``.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
-        adapt_mass_matrix: Whether warmup adapts :math:`s`.
+        adapt_mass_matrix: Whether warmup adapts :math:`A`.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -194,6 +198,7 @@ class GHMC(WithMomentum):
         friction: float = 1.0,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        metric_rank: int = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
         super().__init__(
@@ -202,6 +207,7 @@ class GHMC(WithMomentum):
             step_size=step_size,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
         self.friction = _positive(friction)
