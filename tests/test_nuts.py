@@ -11,6 +11,7 @@ from laws import assert_close, assert_mean, assert_same_law
 from posteriordb import posterior
 from pyro.infer import MCMC as PyroMCMC
 from torch import tensor
+from torch.utils._pytree import tree_leaves
 
 import pyro_ebm as ebm
 from pyro_ebm.diagnostics import bulk_ess, split_r_hat
@@ -18,6 +19,7 @@ from pyro_ebm.energies import Banana, Gaussian
 from pyro_ebm.kernels import HMC, NUTS, run
 from pyro_ebm.kernels.acceleration import Runner
 from pyro_ebm.kernels.hamiltonian import leapfrog
+from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.tree import Checkpoints, begin, extend, renew, uniforms
 from pyro_ebm.potential import Potential
 
@@ -78,7 +80,7 @@ def test_builds_the_trees_of_the_recursion(step_size):
     energy = Banana(scale=1.0, curvature=0.5)
     potential = flat_potential(energy)
     state = NUTS(step_size=step_size).init(potential, energy.sample(num_chains))
-    state = state._replace(scale=tensor([0.7, 1.4]))
+    state = state._replace(metric=Metric(tensor([0.7, 1.4])))
     momentum = torch.randn(num_chains, 2)
     points = {0: momentum}
     for sign in (1, -1):
@@ -420,7 +422,7 @@ def test_runs_a_model_in_pyros_own_driver():
 def test_keeps_the_dtype_of_its_target():
     energy = Gaussian(torch.zeros(2), 1.0).float()
     ((state, info),) = transitions(NUTS(step_size=0.5), energy, torch.randn(5, 2).float())
-    assert {part.dtype for part in state} == {torch.float32}
+    assert {part.dtype for part in tree_leaves(state)} == {torch.float32}
     assert info.accept_prob.dtype == info.energy.dtype == torch.float32
 
 

@@ -13,7 +13,7 @@ COMPILE = {"auto": "auto", "True": True, "False": False}
 
 
 def main():
-    args = cell.arguments("kernel", "compile")
+    args = cell.arguments("kernel", "compile", "metric_rank")
     torch.set_num_threads(1)
     use_dtype_of(args.target)
     torch.manual_seed(args.seed)
@@ -23,7 +23,7 @@ def main():
 
     def sample():
         mcmc = ebm.MCMC(
-            getattr(ebm.kernels, args.kernel)(model),
+            getattr(ebm.kernels, args.kernel)(model, metric_rank=int(args.metric_rank)),
             args.draws,
             warmup_steps=args.draws,
             num_chains=args.chains,

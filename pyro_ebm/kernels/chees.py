@@ -25,7 +25,8 @@ later period too and runs off along curved ridges; divided by the length itself,
 close to one another that means are worth less than variances."""
 
 SETTLING_STEPS = 20
-"""The most leapfrog steps while chains may still be far out."""
+"""The most leapfrog steps while chains may still be far out. After that each window allows four
+times as many, since the way in looks like a wide target until a window has none of it."""
 
 
 class ChEESState(NamedTuple):
@@ -213,6 +214,14 @@ class _Climb(NamedTuple):
         return _Climb(log_ratio, log_average, square, t)
 
 
+class _Room(NamedTuple):
+    """How long trajectories may be, as long as it is not known what is long."""
+
+    most_steps: Tensor
+    is_short: Tensor
+    """Whether the climb would go further: then nothing is learned from a slope that says so."""
+
+
 class _LengthAdaptation(Adaptation):
     """Tunes the length, too, once the chains have settled."""
 
@@ -220,25 +229,30 @@ class _LengthAdaptation(Adaptation):
         super().__init__(kernel, warmup_steps)
         self.length = kernel.adapt_length
 
-    def begin(self, state: ChEESState) -> tuple[Tuning, _Climb]:
+    def begin(self, state: ChEESState) -> tuple[Tuning, _Climb, _Room]:
         log_length = state.length.double().log()
         zero = torch.zeros_like(log_length)
-        return super().begin(state), _Climb(log_length, log_length, zero, zero)
+        climb = _Climb(log_length, log_length, zero, zero)
+        return super().begin(state), climb, _Room(zero + SETTLING_STEPS, zero > 0)
 
     def learn(
         self, tuning: tuple, state: ChEESState, info: Info, when: When
     ) -> tuple[tuple, ChEESState]:
-        tuning, climb = tuning
+        tuning, climb, room = tuning
         tuning, state = super().learn(tuning, state, info, when)
         if not self.length:
-            return (tuning, climb), state
-        climb = where(when.settling, climb, climb.update(state.slope))
-        log_ratio = torch.where(when.last, climb.log_average, climb.log_ratio)
-        length = log_ratio.exp() * tuning.widest
-        short = torch.minimum(length, SETTLING_STEPS * state.step_size)
-        length = torch.where(when.settling, short, length).to(state.length.dtype)
+            return (tuning, climb, room), state
+        slope = torch.where(room.is_short, state.slope.clamp(max=0), state.slope)
+        climb = where(when.settling, climb, climb.update(slope))
+        length = climb.log_ratio.exp() * tuning.widest
+        closing = when.closing & ~when.settling & tuning.window.count.eq(0)
+        most_steps = torch.where(closing, 4, 1) * room.most_steps
+        most = most_steps * state.step_size
+        room = _Room(most_steps, length > most)
+        final = climb.log_average.exp() * tuning.widest
+        length = torch.where(when.last, final, length.minimum(most)).to(state.length.dtype)
         centre = tuning.window.mean[0].to(state.z.dtype)
-        return (tuning, climb), state._replace(length=length, centre=centre)
+        return (tuning, climb, room), state._replace(length=length, centre=centre)
 
     def pooled(self, accept_prob: Tensor, when: When) -> Tensor:
         return harmonic_mean(accept_prob)
