@@ -69,4 +69,5 @@ SAMPLERS = [
     ours("ChEES", 1024, compile=True, metric_rank=100),
     ours("NUTS", 64, compile=True),
     ours("MAMS", 64, compile=True),
+    ours("MAMS", 1024, compile=True),
 ]
