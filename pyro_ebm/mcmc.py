@@ -45,7 +45,7 @@ class MCMC(AbstractMCMC):
     Args:
         kernel: A kernel with a target (a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
             ``potential_fn=``), or a target alone: then :class:`~pyro_ebm.kernels.ChEES` samples
-            it, and nothing needs to be tuned.
+            it, with ``metric_rank=None``, and nothing needs to be tuned.
         num_samples: The number of draws to keep, per chain.
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
         num_chains: The number of chains.
@@ -111,7 +111,7 @@ class MCMC(AbstractMCMC):
                     f"initial_params['{name}'] must have num_chains={num_chains} rows, got shape "
                     f"{tuple(value.shape)}"
                 )
-        kernel = kernel if isinstance(kernel, Kernel) else ChEES(kernel)
+        kernel = kernel if isinstance(kernel, Kernel) else ChEES(kernel, metric_rank=None)
         super().__init__(kernel, num_chains, transforms=None)
         self.num_samples = num_samples
         self.warmup_steps = warmup_steps

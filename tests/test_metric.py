@@ -255,6 +255,22 @@ def test_native_code_gives_the_same_numbers_to_rounding(kernel):
     torch.testing.assert_close(native.z, eager.z, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("dim", "rank"), [(3, 3), (100, 100), (101, 0)])
+def test_all_directions_of_few_dimensions_are_stretched_unless_told_otherwise(dim, rank):
+    metric = Metric.unit(torch.zeros(2, dim), None)
+    assert (len(metric.stretch.factors) if metric.stretch else 0) == rank
+
+
+def test_a_target_alone_is_sampled_in_round_coordinates():
+    covariance = tensor([[1.0, 0.99], [0.99, 1.0]])
+    target = Boltzmann(Gaussian(torch.zeros(2), torch.linalg.inv(covariance)))
+    mcmc = ebm.MCMC(target, 1, warmup_steps=200, num_chains=32, disable_progbar=True)
+    mcmc.run()
+    matrix = mcmc.state.metric.move(torch.eye(2), 1.0)
+    # Without noise but for the two draws that are added to the 1,920 of the last window.
+    torch.testing.assert_close(matrix.mT @ matrix, covariance, rtol=2 / 1920, atol=0.0)
+
+
 def test_a_rank_above_the_dimension_is_the_dimension():
     state = HMC(metric_rank=7).init(flat_potential(SKEWED["banana"]()), torch.zeros(3, 2))
     assert state.metric.stretch.directions.shape == (2, 2)
@@ -265,6 +281,8 @@ def test_a_rank_above_the_dimension_is_the_dimension():
     ("make", "message"),
     [
         (lambda: HMC(metric_rank=-1), "metric_rank must be at least 0.*got -1"),
+        (lambda: ChEES(metric_rank=None, adapt_mass_matrix=False), "metric_rank must be.*None"),
+        (lambda: ParallelTempering(ChEES(metric_rank=None)), "metric_rank must be 0.*got None"),
         (lambda: NUTS(metric_rank=2, adapt_mass_matrix=False), "metric_rank must be.*got 2"),
         (lambda: ParallelTempering(MALA(metric_rank=3)), "metric_rank must be 0.*got 3"),
     ],

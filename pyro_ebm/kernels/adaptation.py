@@ -212,7 +212,6 @@ class Adaptation:
     def __init__(self, kernel: Kernel, warmup_steps: int) -> None:
         self.step_size = kernel.adapt_step_size
         self.metric = kernel.adapt_mass_matrix
-        self.rank = kernel.metric_rank
         self.target = kernel.target_accept_prob
         steps = torch.arange(1, warmup_steps + 1)
         ends = torch.tensor([max(1, int(part * warmup_steps)) for part in WINDOWS])
@@ -220,8 +219,8 @@ class Adaptation:
         self.schedule = When(settling, torch.isin(steps, ends), steps == warmup_steps)
         self.ends = set(ends.tolist())
         self.ending = False
-        """Whether a window may end at this step, as the host knows: only then, with a rank, is a
-        matrix decomposed."""
+        """Whether a window may end at this step, as the host knows: only then, with a stretch, is
+        a matrix decomposed."""
         self.tuning: tuple | None = None
         self.t = 0
 
@@ -256,7 +255,7 @@ class Adaptation:
         step, window, widest = tuning
         window = window.add(state)
         closing = when.closing & (window.count >= MIN_DRAWS)
-        if self.ending or not self.rank:
+        if self.ending or not state.metric.stretch:
             metric, spread = state.metric, window.spread
             if self.metric:
                 metric = where(closing, metric.fit(spread, window.count), metric)
@@ -271,7 +270,7 @@ class Adaptation:
         return Tuning(step, window, widest), state
 
     def _window(self, state: State) -> Moments:
-        return Moments.begin(state, products=self.rank > 0)
+        return Moments.begin(state, products=bool(state.metric.stretch))
 
     def pooled(self, accept_prob: Tensor, when: When) -> Tensor:
         """The mean acceptance; at first the harmonic one, which one stuck chain pulls down."""

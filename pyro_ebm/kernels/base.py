@@ -37,7 +37,8 @@ class Kernel(PyroFace):
         adapt_step_size: Whether warmup adapts the step size.
         adapt_mass_matrix: Whether warmup adapts the metric.
         target_accept_prob: The mean acceptance that adaptation aims at.
-        metric_rank: How many directions warmup may stretch beside the coordinates, at most all.
+        metric_rank: How many directions warmup may stretch beside the coordinates, at most all;
+            with ``None`` all up to 100 dimensions, and none of more.
 
     Raises:
         ValueError: If ``step_size`` is not positive, ``target_accept_prob`` not between 0 and 1,
@@ -57,7 +58,7 @@ class Kernel(PyroFace):
         adapt_step_size: bool,
         adapt_mass_matrix: bool,
         target_accept_prob: float,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
     ) -> None:
         if not step_size > 0:
             raise ValueError(f"step_size must be positive, got {step_size}")
@@ -65,7 +66,7 @@ class Kernel(PyroFace):
             raise ValueError(
                 f"target_accept_prob must be between 0 and 1, got {target_accept_prob}"
             )
-        if metric_rank < 0 or (metric_rank and not adapt_mass_matrix):
+        if (metric_rank or 0) < 0 or (metric_rank != 0 and not adapt_mass_matrix):
             raise ValueError(
                 "metric_rank must be at least 0, and 0 if adapt_mass_matrix=False, got "
                 f"{metric_rank}"

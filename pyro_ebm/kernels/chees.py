@@ -90,7 +90,8 @@ class ChEES(Kernel):
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
         adapt_length: Whether warmup adapts :math:`T`.
         adapt_mass_matrix: Whether warmup adapts the metric.
-        metric_rank: How many directions it may stretch beside the coordinates.
+        metric_rank: How many directions it may stretch beside the coordinates; with ``None``,
+            which :class:`~pyro_ebm.MCMC` takes, all up to 100 dimensions, and none of more.
         target_accept_prob: The harmonic mean of the acceptance that adaptation aims at.
 
     Raises:
@@ -119,7 +120,7 @@ class ChEES(Kernel):
         adapt_step_size: bool = True,
         adapt_length: bool = True,
         adapt_mass_matrix: bool = True,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
         target_accept_prob: float = 0.651,
     ) -> None:
         if not length > 0:

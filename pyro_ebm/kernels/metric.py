@@ -32,6 +32,10 @@ NO_STRETCH = 2.0
 """A variance within this factor of 1, in the units, is no reason for a stretch, but noise."""
 
 
+FEW_DIMENSIONS = 100
+"""Up to which a product with a full matrix costs little beside a gradient."""
+
+
 class Stretch(NamedTuple):
     """How far a few directions are stretched; all others are left as they are."""
 
@@ -75,14 +79,16 @@ class Metric(NamedTuple):
     """That of directions, in these units; empty for a diagonal metric."""
 
     @classmethod
-    def unit(cls, z: Tensor, rank: int) -> Metric:
+    def unit(cls, z: Tensor, rank: int | None) -> Metric:
         """The metric that leaves all as it is.
 
         Args:
             z: Chains, with shape ``(C, D)``.
-            rank: How many directions may be stretched later.
+            rank: How many directions may be stretched later, ``None`` for all if they are few.
         """
         dim = z.shape[-1]
+        if rank is None:
+            rank = dim if dim <= FEW_DIMENSIONS else 0
         rank = min(rank, dim)
         scale = z.new_ones(dim)
         if not rank:

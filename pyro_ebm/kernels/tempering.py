@@ -164,7 +164,7 @@ class ParallelTempering(Kernel):
                 "kernel must be an untempered kernel such as HMC(model), got "
                 f"{type(kernel).__name__}"
             )
-        if kernel.metric_rank:
+        if kernel.metric_rank != 0:
             raise ValueError(f"metric_rank must be 0 under tempering, got {kernel.metric_rank}")
         if num_temperatures < 2:
             raise ValueError(f"num_temperatures must be at least 2, got {num_temperatures}")
