@@ -41,6 +41,10 @@ C = TypeVar("C")
 MAX_NATIVE_OPS = 1500
 """The size of a graph above which inductor would take minutes; such a graph stays on its rung."""
 
+OPTIONS = {"cpp_wrapper": True, "cpp.vec_isa_ok": True}
+"""Of the compiler: loops without Python, and no test programs (six seconds) for what instructions
+there are: the system says so."""
+
 
 class Rung(Generic[T]):
     """A function, and how far up it came.
@@ -242,7 +246,7 @@ def _compiled(fn: Callable) -> Callable:
     """
     code = fn.__code__.replace(co_name="native")
     own = types.FunctionType(code, globals(), "native", None, fn.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+    return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
 def _check_rows(xs: Sequence[Tensor]) -> None:
