@@ -1,7 +1,8 @@
 """A graph in other terms, of the same mathematics, that a compiler does better on.
 
 What it fuses it need not store, so thin products of matrices are written out, SiLU shares its
-sigmoid with its gradient, and biases stay out of products. And it lays out what it stores by what
+sigmoid with its gradient, and biases stay out of products; a batch of products with one matrix is
+one product. And it lays out what it stores by what
 it reads, which says nothing where chains meet data, or where parts are joined: there, chains that
 lie innermost in memory are kept innermost.
 """
@@ -72,6 +73,16 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     return NotImplemented
 
 
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Makes one product of a batch with one and the same matrix, as chains innermost get it."""
+    if len(b) > 1 and b.stride(0) == 0:
+        product = torch.mm(a.reshape(-1, a.shape[2]), b[0])
+        return product.view(*a.shape[:2], b.shape[2])
+    if len(a) > 1 and a.stride(0) == 0:
+        return _bmm(b.mT, a.mT).mT
+    return NotImplemented
+
+
 def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Keeps the sum out of the product, whose library would copy the bias to all rows first."""
     if a.device.type != "cpu" or not a.is_floating_point() or not beta == alpha == 1:
@@ -102,6 +113,7 @@ def _in_one_piece(x: Tensor) -> Tensor:
 _TERMS = {
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
+    aten.bmm.default: _bmm,
     aten.silu.default: _silu,
     aten.silu_backward.default: _silu_backward,
 }

@@ -15,6 +15,9 @@ WIDE = torch.linspace(-1.0, 1.0, 3 * 40, dtype=torch.float64).reshape(3, 40)
 FUNCTIONS = {
     "product with few rows": lambda z: z @ WIDE,
     "product with few columns": lambda z: (z @ WIDE).tanh() @ WIDE.T,
+    "rows by one matrix": lambda z: torch.bmm(z[:, None], WIDE.expand(len(z), -1, -1)),
+    "one matrix by columns": lambda z: torch.bmm(WIDE.T.expand(len(z), -1, -1), z[:, :, None]),
+    "matrices by matrices": lambda z: torch.bmm(z[:, None], z[:, :, None]),
     "bias": lambda z: torch.addmm(WIDE[0, :3], z, WIDE[:, :3]),
     "bias of a large product": lambda z: torch.addmm(WIDE[0], (z @ WIDE), WIDE.T @ WIDE),
     "silu": lambda z: torch.nn.functional.silu(z),
@@ -73,6 +76,16 @@ def test_products_stay_products_beyond_a_few_rows_and_columns():
         found = rewritten(make_fx(multiplication(by))(z), [z])
         products = [n for n in found.graph.nodes if n.target == torch.ops.aten.mm.default]
         assert len(products) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("rows by one matrix", 0), ("one matrix by columns", 0), ("matrices by matrices", 1)],
+)
+def test_a_batch_of_products_with_one_matrix_is_one(name, expected):
+    _, found = both(name, chains_innermost(torch.randn(C, 3)))
+    batches = [n for n in found.graph.nodes if n.target == torch.ops.aten.bmm.default]
+    assert len(batches) == expected
 
 
 def test_the_parameters_stay_live():
