@@ -39,13 +39,13 @@ def main(args):
     Within a seed they run in an order drawn at random, the same whenever the seed is, so that none
     always has the same neighbour on the other core.
     """
-    about = results.about("sampling", draws=args.draws, workers=args.workers)
+    about = results.about("sampling", draws=args.draws)
     rows = {} if args.fresh else {key(row): row for row in earlier(about, args)}
     cells = list(chosen(args))
     plan = [(seed, *cell) for seed in range(args.seeds) for cell in shuffled(cells, seed)]
     announce(plan, rows, args)
     for row in pool.run(measure, todo(plan, rows, args), args.workers):
-        rows[key(row)] = row
+        rows[key(row)] = row | {"workers": args.workers}
         results.save("sampling", about, list(rows.values()))
         print(line(row), flush=True)
     report(list(rows.values()), args)
