@@ -17,7 +17,7 @@ one warning that says why, never a run.
 
 from __future__ import annotations
 
-__all__ = ["Compile", "Rung", "compile_block", "compile_scan", "loop", "trace"]
+__all__ = ["Compile", "Graph", "Rung", "compile_block", "compile_scan", "loop", "trace"]
 
 import types
 import warnings
@@ -27,7 +27,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 from torch._higher_order_ops import scan, while_loop
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -83,7 +83,7 @@ def trace(fn: Callable, args: tuple) -> Rung[Callable]:
     """
     with torch.no_grad():
         try:
-            graph = _Graph(fn, args)
+            graph = Graph(fn, args)
             _check(graph(*args), fn(*args))
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
             reason = f"tracing stopped at: {_first_line(error)}"
@@ -92,7 +92,7 @@ def trace(fn: Callable, args: tuple) -> Rung[Callable]:
     return Rung(graph, "graph", f"{graph.size} operations", graph.size)
 
 
-class _Graph(torch.nn.Module):
+class Graph(torch.nn.Module):
     """A function traced into a flat graph, with the shapes of its nested output."""
 
     def __init__(self, fn: Callable, args: tuple) -> None:
@@ -116,16 +116,43 @@ class _Graph(torch.nn.Module):
         if self.size <= MAX_NATIVE_OPS:
             self._for_compiler = rewritten(self.module, self._leaves)
 
+    def is_as(self, other: Graph) -> bool:
+        """Whether another graph does the same with equal constants and the same parameters."""
+        return (self.module.code, self.is_tensor, self.spec_out) == (
+            other.module.code,
+            other.is_tensor,
+            other.spec_out,
+        ) and all(map(_is_as, self._constants(), other._constants()))
+
+    def _constants(self) -> list[Tensor]:
+        nodes = self.module.graph.find_nodes(op="get_attr")
+        return [getattr(self.module, node.target) for node in nodes]
+
     @property
     def size(self) -> int:
         """The number of operations."""
-        return sum(node.op == "call_function" for node in self.module.graph.nodes)
+        return len(self._operations())
 
-    def forward(self, *args: Any) -> Any:  # noqa: ANN401  what the function takes and returns
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers they make in all."""
+        made = tree_leaves([node.meta.get("val") for node in self._operations()])
+        return sum(value.numel() for value in made if isinstance(value, Tensor))
+
+    def _operations(self) -> list[Node]:
+        return [node for node in self.module.graph.nodes if node.op == "call_function"]
+
+    def forward(self, *args: Any) -> Any:  # noqa: ANN401, D102  what the function takes and returns
         module = self._for_compiler if torch.compiler.is_compiling() else self.module
         with torch.no_grad():
             found = iter(module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
+
+
+def _is_as(one: Tensor, other: Tensor) -> bool:
+    fixed = not (one.requires_grad or other.requires_grad)
+    alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return one is other or (fixed and alike and torch.equal(one, other))
 
 
 def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> C:
@@ -263,12 +290,14 @@ class _Scan:
         self._step = step
         leaves, self._spec = tree_flatten(carry)
         self._orders = [memory_order(leaf) for leaf in leaves]
+        shapes = [leaf.shape for leaf in leaves]
         kept, self._spec_kept = tree_flatten(step(carry, tuple(x[0] for x in xs))[1])
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in kept]
         self._orders_kept = [memory_order(leaf) for leaf in kept if isinstance(leaf, Tensor)]
 
         def block(carry: list[Tensor], xs: list[Tensor]) -> tuple[list, list]:
             _check_rows(xs)
+            carry = [leaf.reshape(shape) for leaf, shape in zip(carry, shapes, strict=True)]
             return scan(self._row, carry, xs)
 
         self._compiled = _compiled(block)
@@ -282,7 +311,9 @@ class _Scan:
         for x in xs:
             torch._dynamo.decorators.mark_unbacked(x, 0)
         with torch.no_grad():
-            leaves, kept = self._compiled(list(_fresh(carry, self._orders)), list(xs))
+            # As 0-d, the compiler would follow the value of a double, and analyse all twice.
+            carry = map(torch.atleast_1d, _fresh(carry, self._orders))
+            leaves, kept = self._compiled(list(carry), list(xs))
         found = map(restored, kept, self._orders_kept)
         kept = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
         return tree_unflatten(list(leaves), self._spec), tree_unflatten(kept, self._spec_kept)

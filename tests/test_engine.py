@@ -1,7 +1,9 @@
 """Every rung of the engine gives the numbers of the one below, or says why it was not reached."""
 
+import copy
 import shutil
 import warnings
+from collections import deque
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +16,7 @@ from torch import tensor
 import pyro_ebm as ebm
 from pyro_ebm.energies import MLP
 from pyro_ebm.engine import Rung, compile_scan, loop, trace
-from pyro_ebm.kernels import HMC, MALA
+from pyro_ebm.kernels import HMC, MALA, recall
 from pyro_ebm.kernels.acceleration import Runner
 from pyro_ebm.potential import Potential
 
@@ -115,6 +117,48 @@ def test_a_run_is_compiled_once_that_pays_and_a_seed_decides_when(monkeypatch):
         for _ in runner.run(state, 130, torch.Generator().manual_seed(0)):
             pass
         assert len(compiled) == expected
+
+
+def test_what_was_compiled_is_used_again_for_the_same_and_for_nothing_else(monkeypatch):
+    monkeypatch.setattr(recall, "_lately", deque(maxlen=recall.LATELY))
+    compiled = []
+
+    def compile_scan(step, state, noise, size):
+        compiled.append(Rung(step, "native", "as if", size))
+        return compiled[-1]
+
+    monkeypatch.setattr("pyro_ebm.kernels.acceleration.compile_scan", compile_scan)
+
+    def rung(target, num_chains=4, **settings):
+        potential = Potential.of(target)
+        kernel = HMC(step_size=0.1, **{"num_steps": 3} | settings)
+        state = kernel.init(potential, torch.ones(num_chains, potential.initialize(1).shape[1]))
+        return Runner(kernel, potential, state, 200, True).rung
+
+    def noisy(y):
+        def model():
+            pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+        return model
+
+    y = tensor([1.0, 2.0])
+    first = rung(noisy(y))
+    assert rung(noisy(y)) is first
+    assert rung(noisy(y.clone())) is first
+    others = [
+        rung(noisy(y + 1.0)),
+        rung(noisy(y), num_steps=4),
+        rung(noisy(y), num_chains=5),
+        rung(noisy(y.repeat(2))),
+    ]
+    y.add_(5.0)
+    others.append(rung(noisy(tensor([1.0, 2.0]))))
+    mlp = MLP((2,), (4,))
+    others += [rung(ebm.Boltzmann(mlp)), rung(ebm.Boltzmann(copy.deepcopy(mlp)))]
+    assert len({id(one) for one in [first, *others]}) == len(others) + 1 == len(compiled)
+    with torch.no_grad():
+        next(mlp.parameters()).mul_(2.0)
+    assert rung(ebm.Boltzmann(mlp)) in others
 
 
 def gradient_of_layers(sizes, rows):

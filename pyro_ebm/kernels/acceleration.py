@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine import Compile, Rung, compile_block, compile_scan, trace
+from ..engine import Compile, Graph, Rung, compile_block, compile_scan, trace
 from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
+from .recall import recall, remember
 from .transition import Info, State, blocks, run
 
 WORTH_TRACING = 100
@@ -90,7 +91,8 @@ class Runner:
         num_steps: int,
         compile: Compile,
     ) -> None:
-        self._kernel, self._potential = kernel, potential
+        self._recipe = self._kernel = kernel
+        self._potential = potential
         self._steps_left = num_steps
         self._native: Callable | None = None
         self._may_compile = False
@@ -105,24 +107,27 @@ class Runner:
             self._go_native(state)
 
     def _go_native(self, state: State) -> None:
+        self._may_compile = False
+        graph = self.rung.fn
+        known = recall(self._recipe, graph, state)
+        self.rung = known or self._compiled(graph, state)
+        self._native = self.rung.fn
+        if not known and self._native is not None:
+            remember(self._recipe, graph, state, self.rung)
+
+    def _compiled(self, graph: Graph, state: State) -> Rung:
         kernel, potential = self._kernel, self._potential
-        self.rung.fn.rewrite()
+        graph.rewrite()
+        generator = torch.Generator(device=state.z.device).manual_seed(0)
         if isinstance(kernel, AsynchronousKernel):
-            self._may_compile = False
-            noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0), 2)
             block = functools.partial(kernel.block, potential)
-            self.rung = compile_block(block, state, noise, self.rung.size)
-            self._native = self.rung.fn
-            return
+            return compile_block(block, state, kernel.noise(state, generator, 2), graph.size)
 
         def step(state: State, noise: tuple[Tensor, ...]) -> tuple[State, History]:
             state, info = kernel.step(potential, state, noise)
             return state, History(state.z, state.potential, state.step_size, info)
 
-        self._may_compile = False
-        noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0), 1)
-        self.rung = compile_scan(step, state, noise, self.rung.size)
-        self._native = self.rung.fn
+        return compile_scan(step, state, kernel.noise(state, generator, 1), graph.size)
 
     def run(
         self,
@@ -160,8 +165,9 @@ class Runner:
         """
         num_steps = history.info.num_steps
         gradients = 1.0 if num_steps is None else num_steps.double().mean().item()
-        of_operation = SECONDS_PER_OPERATION + SECONDS_PER_NUMBER * history.z[0].numel()
-        return self._steps_left * gradients * self.rung.size * of_operation
+        graph = self.rung.fn
+        each = SECONDS_PER_OPERATION * graph.size + SECONDS_PER_NUMBER * graph.num_numbers
+        return self._steps_left * gradients * each
 
     def _step_by_step(
         self,

@@ -71,6 +71,9 @@ BLOCK_STEPS = 64
 BLOCK_NUMBERS = 2**20
 """For how many steps noise is drawn at once: so many, and no more than that many numbers."""
 
+FIRST_STEPS = 8
+"""After fewer at first, so that what a step takes is known soon."""
+
 
 def run(
     kernel: Kernel,
@@ -108,9 +111,12 @@ def blocks(z: Tensor, num_steps: int) -> Iterator[int]:
         z: The chains, with shape ``(C, D)``.
         num_steps: The number of steps in all.
     """
-    length = max(1, min(BLOCK_STEPS, BLOCK_NUMBERS // max(1, z.numel())))
-    for begun in range(0, num_steps, length):
-        yield min(length, num_steps - begun)
+    longest = max(1, min(BLOCK_STEPS, BLOCK_NUMBERS // max(1, z.numel())))
+    length, left = min(FIRST_STEPS, longest), num_steps
+    while left:
+        yield min(length, left)
+        left -= min(length, left)
+        length = longest
 
 
 def metropolis(
