@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=tuple)
 
-WINDOWS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.8)
-"""The parts of warmup after which the metric is set anew from the draws since the last. The first
-are short, since chains still on their way say little of where they go."""
+WINDOWS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)
+"""The parts of warmup after which the metric is set anew from the draws since the last. All but
+the last are short: a few chains still on their way spoil the metric, and with it the step size of
+all, until a window has none of them."""
 
 SETTLING = 0.25
 """The part of warmup in which chains may still be far out."""

@@ -25,8 +25,8 @@ later period too and runs off along curved ridges; divided by the length itself,
 close to one another that means are worth less than variances."""
 
 SETTLING_STEPS = 20
-"""The most leapfrog steps while chains may still be far out. After that each window allows
-sixteen times as many, since the way in looks like a wide target until a window has none of it."""
+"""The most leapfrog steps while chains may still be far out. After that each window allows four
+times as many, since the way in looks like a wide target until a window has none of it."""
 
 
 class ChEESState(NamedTuple):
@@ -247,7 +247,7 @@ class _LengthAdaptation(Adaptation):
         climb = where(when.settling, climb, climb.update(slope))
         length = climb.log_ratio.exp() * tuning.widest
         closing = when.closing & ~when.settling & tuning.window.count.eq(0)
-        most_steps = torch.where(closing, 16, 1) * room.most_steps
+        most_steps = torch.where(closing, 4, 1) * room.most_steps
         most = most_steps * state.step_size
         room = _Room(most_steps, length > most)
         final = climb.log_average.exp() * tuning.widest
