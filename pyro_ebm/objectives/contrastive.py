@@ -191,7 +191,7 @@ class PersistentCD(Persistent):
     def _reinitialize(self, data: Tensor, name: str) -> None:
         if self.reinit_prob:
             chains = self.chains[name]
-            generator = self._generator(chains.device)
+            generator = self.generator(chains.device)
             u = chains.new_empty(len(chains)).uniform_(generator=generator)
             if self.reinit_from == "noise":
                 begun = self.fresh(data, len(chains), name)

@@ -39,8 +39,8 @@ class Jarzynski(Persistent):
     The weights move mass between modes that no chain crosses, which
     :class:`~pyro_ebm.objectives.PersistentCD` cannot. A ratio of averages is **biased** by the
     inverse of the effective number of chains: change parameters slowly enough that ``ess`` stays
-    away from zero. Where it falls below ``ess_threshold`` the chains are resampled, and weights are
-    equal again, with what they amounted to kept in ``log_z``.
+    away from zero. Where it falls below ``ess_threshold`` the chains are resampled, and weights
+    are equal again, with what they amounted to kept in ``log_z``.
 
     Chains begin as draws of ``start``, with importance weights. Without one they begin as Gaussian
     noise, in unconstrained space, with the mean and spread of the first batch, which suits few
