@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Contrastive", "OneChainEach", "Persistent"]
+__all__ = ["Contrastive", "OneChainEach", "Persistent", "unconstrained_data"]
 
 import weakref
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ..distributions import Boltzmann
 from ..energies.base import module_of
@@ -78,6 +79,17 @@ class Contrastive(Objective):
         return mean + spread * noise.normal_(generator=self.generator(mean.device))
 
 
+def unconstrained_data(boltzmann: Boltzmann, x: Tensor) -> Tensor:
+    """Maps data ``(*batch, *event)`` to where chains move, as rows ``(n, D)`` without a gradient.
+
+    Args:
+        boltzmann: The distribution, which says the support.
+        x: The data.
+    """
+    rows = x.detach().reshape(-1, *boltzmann.event_shape)
+    return biject_to(boltzmann.support).inv(rows).reshape(len(rows), -1)
+
+
 class OneChainEach(Contrastive):
     """An objective with a chain of its own for each datum."""
 
@@ -89,8 +101,8 @@ class OneChainEach(Contrastive):
         self.check(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
         potential = Potential.of_batch(boltzmann, batch_shape, x)
-        data = potential.unconstrain({"x": x.detach().reshape(-1, *boltzmann.event_shape)})
-        state = self.kernel.init(potential, self.start(data, name))
+        start = self.start(unconstrained_data(boltzmann, x), name)
+        state = self.kernel.init(potential, start)
         z = self.move(potential, state, name).z
         x_neg = potential.constrain(z)["x"].reshape(x.shape)
         return boltzmann.log_density(x) - boltzmann.log_density(x_neg)

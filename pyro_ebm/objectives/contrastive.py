@@ -20,7 +20,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..potential import Potential
-from .chains import OneChainEach, Persistent
+from .chains import OneChainEach, Persistent, unconstrained_data
 
 
 class ContrastiveDivergence(OneChainEach):
@@ -178,25 +178,24 @@ class PersistentCD(Persistent):
         self.check_owner(boltzmann, name)
         one = boltzmann.expand(())
         potential = Potential.of_batch(one, (self.num_chains,), x)
-        data = potential.unconstrain({"x": x.detach().reshape(-1, *boltzmann.event_shape)})
         if name not in self.chains:
-            self.chains[name] = self.fresh(data, self.num_chains, name)
+            self.chains[name] = self.fresh(unconstrained_data(boltzmann, x), self.num_chains, name)
         if torch.is_grad_enabled():
-            self._reinitialize(data, name)
+            if self.reinit_prob:
+                self._reinitialize(unconstrained_data(boltzmann, x), name)
             state = self.kernel.init(potential, self.chains[name])
             self.chains[name] = self.move(potential, state, name).z
         x_neg = potential.constrain(self.chains[name])["x"]
         return boltzmann.log_density(x) - one.log_density(x_neg).mean()
 
     def _reinitialize(self, data: Tensor, name: str) -> None:
-        if self.reinit_prob:
-            chains = self.chains[name]
-            generator = self.generator(chains.device)
-            u = chains.new_empty(len(chains)).uniform_(generator=generator)
-            if self.reinit_from == "noise":
-                begun = self.fresh(data, len(chains), name)
-            else:
-                rows = torch.empty_like(u, dtype=torch.long)
-                begun = data[rows.random_(0, len(data), generator=generator)]
-            anew = (u < self.reinit_prob).unsqueeze(-1)
-            self.chains[name] = torch.where(anew, begun, chains)
+        chains = self.chains[name]
+        generator = self.generator(chains.device)
+        u = chains.new_empty(len(chains)).uniform_(generator=generator)
+        if self.reinit_from == "noise":
+            begun = self.fresh(data, len(chains), name)
+        else:
+            rows = torch.empty_like(u, dtype=torch.long)
+            begun = data[rows.random_(0, len(data), generator=generator)]
+        anew = (u < self.reinit_prob).unsqueeze(-1)
+        self.chains[name] = torch.where(anew, begun, chains)

@@ -13,7 +13,7 @@ from ..energies.base import module_of
 from ..kernels.langevin import ULA
 from ..kernels.transition import Info, normal_like, run
 from ..potential import Potential, unconstrained_log_density
-from .chains import Contrastive
+from .chains import Contrastive, unconstrained_data
 
 
 class ImprovedCD(Contrastive):
@@ -83,8 +83,8 @@ class ImprovedCD(Contrastive):
         self._check_one_law(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
         potential = Potential.of_batch(boltzmann, batch_shape, x)
-        data = potential.unconstrain({"x": x.detach().reshape(-1, *boltzmann.event_shape)})
-        z = self._last_step(boltzmann, potential, self._early_steps(potential, data))
+        early = self._early_steps(potential, unconstrained_data(boltzmann, x))
+        z = self._last_step(boltzmann, potential, early)
         value, grad = potential.value_and_grad(z.detach())
         self.last_info[name] = Info(diverging=~value.isfinite())
         x_neg = potential.constrain(z.detach())["x"].reshape(x.shape)

@@ -15,7 +15,7 @@ from ..distributions import Boltzmann
 from ..kernels.langevin import ULA
 from ..kernels.transition import Info, State, normal_like
 from ..potential import Potential
-from .chains import Persistent
+from .chains import Persistent, unconstrained_data
 
 
 class Jarzynski(Persistent):
@@ -135,8 +135,7 @@ class Jarzynski(Persistent):
     ) -> tuple[State, Tensor]:
         """Draws the first chains, and their importance weights."""
         if self.start is None:
-            data = potential.unconstrain({"x": x.detach().reshape(-1, *one.event_shape)})
-            z = self.fresh(data, self.num_chains, name)
+            z = self.fresh(unconstrained_data(one, x), self.num_chains, name)
             noise = torch.distributions.Normal(*self.noise[name])
             state = self.kernel.init(potential, z)
             return state, -state.potential.double() - noise.log_prob(z).double().sum(-1)
