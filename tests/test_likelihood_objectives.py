@@ -134,6 +134,37 @@ def test_maximum_likelihood_enumerates_one_hot_vectors():
     assert value.std() > 0.1
 
 
+class Torus(Energy):
+    """The Ising model on a 4 x 4 torus of 32 bonds, with its spins as booleans."""
+
+    def __init__(self, coupling):
+        super().__init__((4, 4), constraints.independent(constraints.boolean, 2))
+        self.coupling = nn.Parameter(tensor(coupling))
+
+    def bonds(self, x):
+        s = 2 * x - 1
+        return (s * (s.roll(1, -1) + s.roll(1, -2))).sum((-1, -2))
+
+    def forward(self, x):
+        return -self.coupling * self.bonds(x)
+
+
+def test_maximum_likelihood_of_an_ising_model_is_kaufmans():
+    """log Z and the mean of a bond at K = 0.3 (Kaufman, 1949, and by enumeration)."""
+    energy = Torus(0.3)
+    x = (torch.rand(5, 4, 4) < 0.7).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", ebm.Boltzmann(energy), obs=x)
+
+    loss = MaximumLikelihood().differentiable_loss(model, ebm.no_guide, x)
+    bonds = energy.bonds(x).sum().item()
+    assert loss.item() == pytest.approx(5 * 12.785523325713681 - 0.3 * bonds, abs=1e-9)
+    slope = gradient(loss, energy.coupling).item()
+    assert slope == pytest.approx(5 * 32 * 0.4220270368119276 - bonds, abs=1e-9)
+
+
 class Conditional(Energy):
     """E(x; y) whose log Z depends on y."""
 

@@ -70,7 +70,9 @@ def converged_precisions(objective, variance, num_steps=250, num_rows=512):
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])
-@pytest.mark.parametrize(("variance", "step_size"), [(1.0, 0.1), (1.0, 0.4), (0.5, 0.1)])
+@pytest.mark.parametrize(
+    ("variance", "step_size"), [(1.0, 0.1), (1.0, 0.4), (2.0, 0.1), (0.5, 0.1)]
+)
 def test_cd_with_ula_converges_to_its_biased_fixed_point(variance, step_size, num_steps):
     objective = ContrastiveDivergence(ULA(step_size=step_size), num_steps=num_steps)
     precisions = converged_precisions(objective, variance)

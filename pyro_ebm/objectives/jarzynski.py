@@ -139,8 +139,8 @@ class Jarzynski(Persistent):
             noise = torch.distributions.Normal(*self.noise[name])
             state = self.kernel.init(potential, z)
             return state, -state.potential.double() - noise.log_prob(z).double().sum(-1)
-        drawn = self.start.sample((self.num_chains,)).to(x)
-        log_prob = self.start.log_prob(drawn)
+        drawn = self.start.sample((self.num_chains,))
+        log_prob, drawn = self.start.log_prob(drawn).to(x), drawn.to(x)
         if drawn.shape[1:] != one.event_shape or log_prob.shape != drawn.shape[:1]:
             raise ValueError(
                 f"start must be over one point of site '{name}', with event_shape "
