@@ -107,7 +107,8 @@ class Objective(ELBO):
             raise ValueError(f"data of site '{name}', with shape {tuple(x.shape)}, are {fault}")
         module = boltzmann.energy
         if isinstance(module, nn.Module) and id(module) not in self._checked:
-            check_energy(module, x.detach().reshape(-1, *boltzmann.event_shape)[:2])
+            with torch.enable_grad():  # an evaluation may be the first to see it
+                check_energy(module, x.detach().reshape(-1, *boltzmann.event_shape)[:2])
             self._checked.add(id(module))
 
 
