@@ -116,14 +116,16 @@ class Objective(ELBO):
         """
         support, value = boltzmann.support, x.detach()
         self._check_kind(support, name)
+        data = f"data of site '{name}', with shape {tuple(x.shape)},"
+        if not x.numel():
+            raise ValueError(f"{data} are empty")
         if support.is_discrete:
             inside, where = support.check(value), f"outside of the support {support}"
         else:
             inside = biject_to(support).inv(value).isfinite()
             where = "on the edge of the support"
-        if not x.numel() or not bool(value.isfinite().all() & inside.all()):
-            fault = f"not finite, or lie {where}" if x.numel() else "empty"
-            raise ValueError(f"data of site '{name}', with shape {tuple(x.shape)}, are {fault}")
+        if not bool(value.isfinite().all() & inside.all()):
+            raise ValueError(f"{data} are not finite, or lie {where}")
         module = module_of(boltzmann.energy)
         conditional = module is not boltzmann.energy
         if module is None or (id(module), conditional) in self._checked:

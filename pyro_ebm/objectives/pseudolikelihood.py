@@ -9,13 +9,13 @@ from __future__ import annotations
 
 __all__ = ["PseudoLikelihood", "RatioMatching"]
 
+import torch
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..distributions import Boltzmann
 from .base import Objective
-from .single_site import log_odds_of_changes, num_categories
+from .single_site import log_odds_of_changes
 
 
 class _SingleSite(Objective):
@@ -61,7 +61,6 @@ class PseudoLikelihood(_SingleSite):
             which it carries no gradient of log p.
 
     Example:
-        >>> import torch
         >>> from torch.distributions import constraints
         >>> spins = constraints.independent(constraints.boolean, 1)
         >>> field = torch.tensor([0.0, 2.0])
@@ -72,7 +71,8 @@ class PseudoLikelihood(_SingleSite):
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         log_odds, weight = self._log_odds(boltzmann, x, name)
-        return -weight * with_itself(log_odds).logsumexp(0).sum(0)
+        itself = torch.zeros_like(log_odds[:1])
+        return -weight * torch.cat([itself, log_odds]).logsumexp(0).sum(0)
 
 
 class RatioMatching(_SingleSite):
@@ -98,7 +98,6 @@ class RatioMatching(_SingleSite):
             gradient of log p.
 
     Example:
-        >>> import torch
         >>> from torch.distributions import constraints
         >>> spins = constraints.independent(constraints.boolean, 1)
         >>> p = Boltzmann(lambda x: 0 * x.sum(-1), event_shape=(2,), support=spins)
@@ -107,16 +106,10 @@ class RatioMatching(_SingleSite):
     """
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
-        _, num = num_categories(boltzmann.support, name)
-        if num != 2:
-            raise ValueError(
-                f"RatioMatching needs binary sites, and those of '{name}' have {num} values; use "
-                "PseudoLikelihood"
-            )
         log_odds, weight = self._log_odds(boltzmann, x, name)
+        if len(log_odds) != 1:
+            raise ValueError(
+                f"RatioMatching needs binary sites, and those of '{name}' have "
+                f"{len(log_odds) + 1} values; use PseudoLikelihood"
+            )
         return -weight * log_odds.squeeze(0).sigmoid().square().sum(0)
-
-
-def with_itself(log_odds: Tensor) -> Tensor:
-    """Puts the log odds of a point against itself, which are zero, before those of its changes."""
-    return pad(log_odds, (0, 0) * (log_odds.dim() - 1) + (1, 0))
