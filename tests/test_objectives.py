@@ -435,6 +435,34 @@ def test_pcd_refuses_a_conditional_energy():
         OBJECTIVES["pcd"]().surrogate(p, torch.randn(5))
 
 
+class Additive(Energy):
+    """An energy of x, and of a label by a table of weights that begins at zero."""
+
+    def __init__(self, uses_label):
+        super().__init__(())
+        self.table = nn.Parameter(torch.zeros(3))
+        self.uses_label = uses_label
+
+    def forward(self, x, label, unused=None):
+        return x.square() / 2 + (self.table[label] * x if self.uses_label else 0)
+
+
+def test_an_energy_that_ignores_its_condition_is_refused():
+    label, more = tensor([0, 1, 1, 2, 0]), torch.randn(5)
+    objective = ContrastiveDivergence(MALA(step_size=0.1))
+
+    def surrogate(uses_label, *args, **kwargs):
+        energy = partial(Additive(uses_label), *args, **kwargs)
+        return objective.surrogate(ebm.Boltzmann(energy, event_shape=()), torch.randn(5))
+
+    surrogate(True, label=label)  # weights of zero are no sign of disuse
+    surrogate(False, label=torch.ones(5, dtype=torch.long))  # and neither is a label of one kind
+    with pytest.raises(ValueError, match="energy of site 'x' ignores its condition label"):
+        surrogate(False, label=label)
+    with pytest.raises(ValueError, match="ignores its condition unused"):
+        surrogate(True, label=label, unused=more)
+
+
 @pytest.mark.parametrize("objective", ["cd", "pcd", "dsm"])
 def test_learns_on_a_constrained_support(objective):
     """Beta(a, b) with learnable a, b: score and likelihood meet only with the right Jacobian."""
