@@ -200,8 +200,8 @@ def test_with_a_flow_that_stands_still_it_is_noise_contrast():
     torch.testing.assert_close(*values)
 
 
-def test_a_flow_can_be_stepped_on_the_same_data():
-    """Its transforms keep the last point they saw: a graph that the first step has freed."""
+def test_a_flow_goes_on_from_a_fit_by_likelihood():
+    """Its transforms keep the last point they saw, and a graph that the fit has freed."""
 
     class Flow(nn.Module):
         def __init__(self):
@@ -218,6 +218,7 @@ def test_a_flow_can_be_stepped_on_the_same_data():
         objective = make(flow)
         optimizer = torch.optim.Adam([*energy.parameters(), *flow.parameters()], lr=0.01)
         before = [p.detach().clone() for p in flow.parameters()]
+        flow().log_prob(x).mean().backward()
         for _ in range(3):
             optimizer.zero_grad()
             (-objective.surrogate(ebm.Boltzmann(energy), x).mean()).backward()

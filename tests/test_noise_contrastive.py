@@ -236,6 +236,24 @@ def test_does_not_train_its_noise():
     assert all(p.grad is not None for p in energy.parameters())
 
 
+def test_sees_its_noise_as_it_is_now():
+    """A flow keeps what it made of the last tensor it saw, even if it has learned since."""
+    layer = transforms.affine_coupling(2)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    flow = dist.TransformedDistribution(base, [layer])
+    x = torch.randn(9, 2)
+    p = ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))
+    flow.log_prob(x).mean().backward()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.3
+    values = []
+    for data in (x, x.clone()):
+        pyro.set_rng_seed(4)
+        values.append(NoiseContrastive(flow).surrogate(p, data))
+    torch.testing.assert_close(*values)
+
+
 def test_serves_a_discrete_energy():
     field = nn.Parameter(tensor([0.5, -1.0]))
     p = ebm.Boltzmann(

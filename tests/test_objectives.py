@@ -248,6 +248,24 @@ def test_registers_an_energy_that_the_model_did_not(objective):
     assert any(not torch.equal(a, b) for a, b in zip(after_one, energy.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_surrogate_is_finite_of_batch_shape_and_reaches_the_energy(objective, batch):
+    energy = MLP((2,), (8,))
+    value = OBJECTIVES[objective]().surrogate(ebm.Boltzmann(energy), torch.randn(*batch, 2))
+    assert value.shape == batch
+    assert bool(value.isfinite().all())
+    grads = torch.autograd.grad(value.sum(), list(energy.parameters()), materialize_grads=True)
+    assert all(bool(grad.any()) for grad in grads[:-1])  # all but the last bias, a constant
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_evaluation_without_gradients_is_finite(objective):
+    made = OBJECTIVES[objective]()
+    with torch.no_grad():
+        assert math.isfinite(made.loss(model_of(MLP((2,), (8,))), ebm.no_guide, torch.randn(9, 2)))
+
+
 def test_keeps_the_name_that_the_model_registered():
     energy = MLP((2,), (8,))
     inner = model_of(energy)

@@ -24,7 +24,6 @@ from .noise_contrastive import (
     NoiseContrastive,
     check_distribution,
     check_inside,
-    forget,
     log_prob_of_data,
 )
 
@@ -98,7 +97,7 @@ class FlowContrastive(NoiseContrastive):
     def _against(
         self, noise: Distribution, x: Tensor, shape: Sequence[int], name: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        log_q_x = log_prob_of_data(noise, x.detach(), name)
+        log_q_x = log_prob_of_data(noise, x, name)
         y, log_q_y = _draw("noise", noise, shape)
         return _turned(log_q_x), y, log_q_y
 
@@ -206,9 +205,7 @@ def _draw(
             f"{type(distribution).__name__} has not"
         )
     y = distribution.rsample(torch.Size(shape))
-    log_q = distribution.log_prob(y)
-    forget(distribution)
-    return _turned(y), _turned(log_q)
+    return _turned(y), _turned(distribution.log_prob(y))
 
 
 def _turned(value: Tensor) -> Tensor:

@@ -99,11 +99,9 @@ class EnergyDiscrepancy(Objective):
         return math.log(self.num_noise) - torch.cat([itself, log_odds]).logsumexp(0)
 
     def _noised(self, u: Tensor) -> Tensor:
-        once, each = (
-            u.new_empty(u.shape).normal_(),
-            u.new_empty(self.num_noise, *u.shape).normal_(),
-        )
-        return u + self.noise_scale * (once + each)
+        there = u.new_empty(u.shape).normal_()
+        back = u.new_empty(self.num_noise, *u.shape).normal_()
+        return u + self.noise_scale * (there + back)
 
     def _flipped(self, boltzmann: Boltzmann, x: Tensor, name: str) -> Tensor:
         if not self.noise_scale < 1:
