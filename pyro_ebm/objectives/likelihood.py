@@ -53,6 +53,8 @@ class MaximumLikelihood(Objective):
         tensor([0.3989])
     """
 
+    serves_discrete = True
+
     def __init__(
         self, half_width: float = 50.0, tol: float = 1e-6, elbo: ELBO | None = None
     ) -> None:
@@ -70,13 +72,6 @@ class MaximumLikelihood(Objective):
             return log_density - boltzmann.log_z
         law = boltzmann.expand(() if _is_one_law(boltzmann, x) else log_density.shape)
         return log_density - self._log_z(law, x, name).to(log_density)
-
-    def check(self, boltzmann: Boltzmann, x: Tensor, name: str) -> None:  # noqa: D102
-        if not boltzmann.support.is_discrete:
-            super().check(boltzmann, x, name)
-        elif not x.numel() or not bool(boltzmann.support.check(x).all()):
-            fault = f"not in the support, {boltzmann.support}" if x.numel() else "empty"
-            raise ValueError(f"data of site '{name}', with shape {tuple(x.shape)}, are {fault}")
 
     def _log_z(self, law: Boltzmann, x: Tensor, name: str) -> Tensor:
         way_out = "give Boltzmann its log_z, or use another objective, such as PersistentCD"
