@@ -316,7 +316,7 @@ def test_maximum_likelihood_follows_the_closed_law_of_two_modes():
                 ebm.Boltzmann(lambda x: x, event_shape=(), support=constraints.boolean),
                 torch.full((3,), 0.5),
             ),
-            "data of site 'x'.*not in the support",
+            "data of site 'x'.*outside of the support",
         ),
         (
             lambda: MaximumLikelihood().surrogate(ebm.Boltzmann(BetaEnergy()), torch.empty(0)),
