@@ -47,7 +47,7 @@ OPTIONS = {
     "cpp_cache_precompile_headers": False,
 }
 """Of the compiler: loops without Python; no test programs (six seconds) for what instructions
-there are, which the system says; and no headers compiled ahead, six seconds that later save one."""
+there are, which the system says; no headers compiled ahead, six seconds that later save one."""
 
 
 class Rung(Generic[T]):
