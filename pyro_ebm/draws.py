@@ -25,7 +25,7 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from .layout import memory_order, restored, stored
+from .layout import chains_innermost, empty_like, memory_order, restored, stored
 from .potential import Potential
 from .version import __version__
 
@@ -34,6 +34,9 @@ FORMAT = 1
 
 PIECE = 2**21
 """The number of coordinates worked on at once, which bounds the memory beside the block itself."""
+
+CACHED = 2**16
+"""As many doubles as stay in a cache while they are summed up."""
 
 
 class Moments(NamedTuple):
@@ -101,7 +104,8 @@ class Draws:
         self._saved = [name for name in self.dims if save is None or name in save]
         self._arrays = _Arrays(path, num_draws, {})
         self._slot = 0
-        values = potential.constrain(potential.start.new_zeros(num_chains, potential.dim))
+        z = potential.start.new_zeros(num_chains, potential.dim)
+        values = potential.constrain(chains_innermost(z))
         for name in self._saved:
             self._arrays.write(f"values/{name}", 0, values[name][None][:0])
         zeros = {name: torch.zeros_like(x, dtype=torch.float64) for name, x in values.items()}
@@ -269,9 +273,16 @@ class _Sums(NamedTuple):
 def _sums_over_steps(block: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over steps and the sum of squares about it, worked out in the order of memory."""
     order = memory_order(block[0])
-    x = stored(block, (0, *(1 + i for i in order))).to(torch.float64, copy=True)
-    mean = x.mean(0)
-    return restored(mean, order), restored(x.sub_(mean).square_().sum(0), order)
+    x = stored(block, (0, *(1 + i for i in order)))
+    origin = x[0].to(torch.float64, copy=True)
+    total, squares = torch.zeros_like(origin), torch.zeros_like(origin)
+    for rows in x.split(max(1, CACHED // max(1, origin.numel()))):
+        off = rows - origin
+        total += off.sum(0) if len(off) > 1 else off[0]
+        squares += off.square_().sum(0) if len(off) > 1 else off[0].square_()
+    total /= len(x)
+    squares.addcmul_(total, total, value=-len(x))
+    return restored(origin.add_(total), order), restored(squares, order)
 
 
 def _flags(flags: Tensor, kept: slice, pending: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -297,17 +308,20 @@ class _Arrays:
 
     def write(self, key: str, start: int, rows: Tensor) -> None:
         """Puts rows in their place, and makes room for all rows if there is none yet."""
-        rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).cpu().contiguous().numpy()
+        rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).cpu()
+        if self.path is None:
+            if key not in self.held:
+                one = rows.new_empty_strided(rows.shape[1:], rows.stride()[1:])
+                _, self.held[key] = empty_like(one, self.num_draws)
+            self.held[key][start : start + len(rows)] = rows
+            return
+        rows = rows.contiguous().numpy()
         shape = (self.num_draws, *rows.shape[1:])
-        if key not in self.held and self.path is None:
-            self.held[key] = np.empty(shape, rows.dtype)
-        elif key not in self.held:
+        if key not in self.held:
             file = f"{len(self.held):03d}-{quote(key.partition('/')[2], safe='')}.npy"
             open_memmap(self.path / file, "w+", rows.dtype, shape)
             self.held[key] = {"file": file, "dtype": rows.dtype.name, "shape": shape}
-        if self.path is None:
-            self.held[key][start : start + len(rows)] = rows
-        elif len(rows):
+        if len(rows):
             rows = rows.astype(self.held[key]["dtype"], copy=False)
             from_end = (self.num_draws - start) * rows[0].nbytes
             data = rows.reshape(-1).view(np.uint8).data
@@ -319,8 +333,9 @@ class _Arrays:
         for key in self.held:
             if key.startswith(prefix):
                 found = self.held[key]
-                rows = found if self.path is None else open_memmap(self.path / found["file"], "c")
-                views[key.removeprefix(prefix)] = torch.from_numpy(rows[:count]).transpose(0, 1)
+                if self.path is not None:
+                    found = torch.from_numpy(open_memmap(self.path / found["file"], "c"))
+                views[key.removeprefix(prefix)] = found[:count].transpose(0, 1)
         return views
 
 

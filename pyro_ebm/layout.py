@@ -8,6 +8,7 @@ and nothing is left over at the end of a row.
 from __future__ import annotations
 
 __all__ = [
+    "cat_in_order",
     "chains_innermost",
     "copy_in_order",
     "empty_like",
@@ -56,6 +57,15 @@ def empty_like(x: Tensor, *leading: int) -> tuple[Tensor, Tensor]:
     order = memory_order(x)
     room = x.new_empty(*leading, *(x.shape[i] for i in order))
     return room, restored(room, order)
+
+
+def cat_in_order(parts: Sequence[Tensor]) -> Tensor:
+    """Joins stacks ``(k, *shape)`` of tensors that lie in memory alike, without turning them."""
+    if len(parts) == 1:
+        return parts[0]
+    order = memory_order(parts[0][0])
+    inner = (0, *(1 + i for i in order))
+    return restored(torch.cat([stored(part, inner) for part in parts]), order)
 
 
 def stored(x: Tensor, order: Sequence[int]) -> Tensor:

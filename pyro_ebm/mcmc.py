@@ -27,7 +27,7 @@ from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.chees import ChEES
 from .kernels.transition import seeded_generator, statistics
-from .layout import chains_innermost
+from .layout import cat_in_order, chains_innermost
 from .potential import Model
 
 HANDED_OVER_STEPS = 64
@@ -290,8 +290,8 @@ class MCMC(AbstractMCMC):
 def _hand_over(draws: Draws, waiting: list[History]) -> None:
     if waiting:
         stats = [statistics(history, history.info) for history in waiting]
-        joined = {name: torch.cat([one[name] for one in stats]) for name in stats[0]}
-        draws.append(torch.cat([history.z for history in waiting]), joined)
+        joined = {name: cat_in_order([one[name] for one in stats]) for name in stats[0]}
+        draws.append(cat_in_order([history.z for history in waiting]), joined)
         waiting.clear()
 
 
