@@ -134,10 +134,9 @@ class Classifier(_Tilted):
         E(x) &= -\log \sum_y \exp f_\theta(x)_y + |x|^2 / (2 s^2) \\
         p(y \mid x) &= \operatorname{softmax}_y f_\theta(x)
 
-    so that :math:`\log p(x, y) = \log p(x) + \log p(y \mid x)` exactly, with one Z for all three.
-    Called with points alone, it is the energy :math:`E(x)`; with ``y=`` too it is
-    :math:`E(x, y)`, of which :meth:`given` makes the energy of :math:`p(x \mid y)`. A model that
-    observes both,
+    so that :math:`\log p(x, y) = \log p(x) + \log p(y \mid x)` exactly. Called with
+    points alone, it is the energy :math:`E(x)`; with ``y=`` too it is :math:`E(x, y)`, of which
+    :meth:`given` makes the energy of :math:`p(x \mid y)`. A model that observes both,
 
     .. code-block:: python
 
