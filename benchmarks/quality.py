@@ -18,6 +18,8 @@ MAX_R_HAT_ALONE = 1.05
 """Of one chain: the halves of a few hundred draws differ by more than 2 % by chance."""
 MAX_Z = 5.0
 JUDGED = 256
+MANY_CHAINS = 64
+"""As many means of chains say by themselves how far off the mean of all may be."""
 
 
 class Quality(NamedTuple):
@@ -55,7 +57,16 @@ def quality(draws: dict[str, torch.Tensor], reference: dict[str, Moments]) -> Qu
                 (x.square(), moments.square[i], moments.square_mcse[i]),
             ):
                 ess.append(bulk_ess(power[some]) / share)
-                error = (power.var() / ess[-1] + mcse**2).sqrt()
+                error = (_square_error(power, ess[-1]) + mcse**2).sqrt()
                 z.append((power.mean() - mean).abs() / error)
     worst = torch.stack(ess).min(), torch.stack(r_hat).max(), torch.stack(z).max()
     return Quality(*(value.item() for value in worst))
+
+
+def _square_error(x: torch.Tensor, ess: torch.Tensor) -> torch.Tensor:
+    """The variance of the mean of draws ``(chain, draw)``.
+
+    Bulk effective sample size is that of ranks: of a heavy tail it takes too little notice.
+    """
+    by_ess = x.var() / ess
+    return by_ess.maximum(x.mean(1).var() / len(x)) if len(x) >= MANY_CHAINS else by_ess

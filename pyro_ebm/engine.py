@@ -41,9 +41,13 @@ C = TypeVar("C")
 MAX_NATIVE_OPS = 1500
 """The size of a graph above which inductor would take minutes; such a graph stays on its rung."""
 
-OPTIONS = {"cpp_wrapper": True, "cpp.vec_isa_ok": True}
-"""Of the compiler: loops without Python, and no test programs (six seconds) for what instructions
-there are: the system says so."""
+OPTIONS = {
+    "cpp_wrapper": True,
+    "cpp.vec_isa_ok": True,
+    "cpp_cache_precompile_headers": False,
+}
+"""Of the compiler: loops without Python; no test programs (six seconds) for what instructions
+there are, which the system says; no headers compiled ahead, six seconds that later save one."""
 
 
 class Rung(Generic[T]):

@@ -205,6 +205,7 @@ def test_a_run_in_blocks_is_its_steps():
 
 def test_blocks_of_long_trajectories_are_short(monkeypatch):
     monkeypatch.setattr("pyro_ebm.kernels.acceleration.MOST_LEAPFROGS", 64)
+    monkeypatch.setattr("pyro_ebm.kernels.transition.FIRST_STEPS", 64)
     kernel, energy = NUTS(step_size=0.2), Gaussian(torch.zeros(2), 1.0)
     potential = flat_potential(energy)
     state = kernel.init(potential, energy.sample(3))

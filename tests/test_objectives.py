@@ -17,7 +17,22 @@ from torch.distributions import constraints
 import pyro_ebm as ebm
 from pyro_ebm.energies import MLP, Energy
 from pyro_ebm.kernels import HMC, MALA, ULA
-from pyro_ebm.objectives import ContrastiveDivergence, DenoisingScoreMatching, PersistentCD
+from pyro_ebm.objectives import (
+    Adversarial,
+    ConditionalNoiseContrastive,
+    ContrastiveDivergence,
+    DenoisingScoreMatching,
+    EnergyDiscrepancy,
+    FlowContrastive,
+    ImprovedCD,
+    Jarzynski,
+    MaximumLikelihood,
+    NoiseContrastive,
+    PersistentCD,
+    ScoreMatching,
+    ShortRun,
+    SlicedScoreMatching,
+)
 
 REPLICATES = 32
 
@@ -62,7 +77,9 @@ def converged_precisions(objective, variance, num_steps=250, num_rows=512):
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])
-@pytest.mark.parametrize(("variance", "step_size"), [(1.0, 0.1), (1.0, 0.4), (0.5, 0.1)])
+@pytest.mark.parametrize(
+    ("variance", "step_size"), [(1.0, 0.1), (1.0, 0.4), (2.0, 0.1), (0.5, 0.1)]
+)
 def test_cd_with_ula_converges_to_its_biased_fixed_point(variance, step_size, num_steps):
     objective = ContrastiveDivergence(ULA(step_size=step_size), num_steps=num_steps)
     precisions = converged_precisions(objective, variance)
@@ -195,10 +212,33 @@ def model_of(energy, subsample_size=None):
     return model
 
 
+class GaussianPlayer(nn.Module):
+    """A diagonal Gaussian that learns beside the energy."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(2))
+        self.log_scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self):
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
 OBJECTIVES = {
     "cd": lambda: ContrastiveDivergence(MALA(step_size=0.1), num_steps=2),
     "pcd": lambda: PersistentCD(MALA(step_size=0.1), num_chains=50, num_steps=2),
     "dsm": lambda: DenoisingScoreMatching(0.2),
+    "ml": lambda: MaximumLikelihood(),
+    "short run": lambda: ShortRun(MALA(step_size=0.1), num_steps=2),
+    "improved cd": lambda: ImprovedCD(ULA(step_size=0.1), num_steps=2),
+    "jarzynski": lambda: Jarzynski(ULA(step_size=0.1), num_chains=50),
+    "sm": lambda: ScoreMatching(),
+    "ssm": lambda: SlicedScoreMatching(num_projections=2),
+    "nce": lambda: NoiseContrastive(dist.Normal(torch.zeros(2), 2.0).to_event(1), ratio=2),
+    "cnce": lambda: ConditionalNoiseContrastive(noise_scale=0.5, num_noise=2),
+    "flow": lambda: FlowContrastive(GaussianPlayer()),
+    "adversarial": lambda: Adversarial(GaussianPlayer(), num_samples=50),
+    "ed": lambda: EnergyDiscrepancy(noise_scale=0.5, num_noise=3),
 }
 
 
@@ -216,6 +256,24 @@ def test_registers_an_energy_that_the_model_did_not(objective):
     after_one = [p.detach().clone() for p in energy.parameters()]
     svi.step(torch.randn(20, 2))
     assert any(not torch.equal(a, b) for a, b in zip(after_one, energy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_surrogate_is_finite_of_batch_shape_and_reaches_the_energy(objective, batch):
+    energy = MLP((2,), (8,))
+    value = OBJECTIVES[objective]().surrogate(ebm.Boltzmann(energy), torch.randn(*batch, 2))
+    assert value.shape == batch
+    assert bool(value.isfinite().all())
+    grads = torch.autograd.grad(value.sum(), list(energy.parameters()), materialize_grads=True)
+    assert all(bool(grad.any()) for grad in grads[:-1])  # all but the last bias, a constant
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_evaluation_without_gradients_is_finite(objective):
+    made = OBJECTIVES[objective]()
+    with torch.no_grad():
+        assert math.isfinite(made.loss(model_of(MLP((2,), (8,))), ebm.no_guide, torch.randn(9, 2)))
 
 
 def test_keeps_the_name_that_the_model_registered():
@@ -405,7 +463,35 @@ def test_pcd_refuses_a_conditional_energy():
         OBJECTIVES["pcd"]().surrogate(p, torch.randn(5))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+class Additive(Energy):
+    """An energy of x, and of a label by a table of weights that begins at zero."""
+
+    def __init__(self, uses_label):
+        super().__init__(())
+        self.table = nn.Parameter(torch.zeros(3))
+        self.uses_label = uses_label
+
+    def forward(self, x, label, unused=None):
+        return x.square() / 2 + (self.table[label] * x if self.uses_label else 0)
+
+
+def test_an_energy_that_ignores_its_condition_is_refused():
+    label, more = tensor([0, 1, 1, 2, 0]), torch.randn(5)
+    objective = ContrastiveDivergence(MALA(step_size=0.1))
+
+    def surrogate(uses_label, *args, **kwargs):
+        energy = partial(Additive(uses_label), *args, **kwargs)
+        return objective.surrogate(ebm.Boltzmann(energy, event_shape=()), torch.randn(5))
+
+    surrogate(True, label=label)  # weights of zero are no sign of disuse
+    surrogate(False, label=torch.ones(5, dtype=torch.long))  # and neither is a label of one kind
+    with pytest.raises(ValueError, match="energy of site 'x' ignores its condition label"):
+        surrogate(False, label=label)
+    with pytest.raises(ValueError, match="ignores its condition unused"):
+        surrogate(True, label=label, unused=more)
+
+
+@pytest.mark.parametrize("objective", ["cd", "pcd", "dsm"])
 def test_learns_on_a_constrained_support(objective):
     """Beta(a, b) with learnable a, b: score and likelihood meet only with the right Jacobian."""
     truth = tensor([2.0, 4.0])
@@ -550,7 +636,7 @@ def test_refuses_bad_data(objective, use, message):
         ),
         (lambda: PersistentCD(MALA(), num_chains=0), "num_chains must be at least 1, got 0"),
         (lambda: PersistentCD(MALA(), 5, reinit_prob=1.5), "reinit_prob must be between 0 and 1"),
-        (lambda: DenoisingScoreMatching(0.0), "sigma must be positive, got 0.0"),
+        (lambda: DenoisingScoreMatching(0.0), "sigma must be positive and finite, got 0.0"),
         (lambda: DenoisingScoreMatching([1.0, -0.1]), "sigma must be positive"),
     ],
 )

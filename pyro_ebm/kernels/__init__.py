@@ -1,5 +1,6 @@
 """Kernels: transitions that leave a distribution invariant, or say by how much they do not."""
 
+from .annealed import annealed_langevin
 from .base import Kernel
 from .chees import ChEES
 from .hamiltonian import HMC
@@ -29,5 +30,6 @@ __all__ = [
     "RandomWalk",
     "State",
     "UnderdampedLangevin",
+    "annealed_langevin",
     "run",
 ]

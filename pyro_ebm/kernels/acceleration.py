@@ -22,8 +22,8 @@ from .transition import Info, State, blocks, run
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
 
-WORTH_COMPILING = 30.0
-"""The seconds of steps to come above which the ten that compiling takes are well spent."""
+WORTH_COMPILING = 20.0
+"""The seconds of steps to come above which the fifteen that compiling takes are well spent."""
 
 SECONDS_PER_OPERATION = 4e-6
 SECONDS_PER_NUMBER = 5e-10
@@ -79,7 +79,7 @@ class Runner:
         state: A state of as many chains as will be moved.
         num_steps: How many steps will be made in all.
         compile: ``"auto"`` traces a step into its graph, and compiles loops of steps once the
-            steps to come would take minutes otherwise; ``True`` compiles at once, ``False`` leaves
+            steps to come would take longer otherwise; ``True`` compiles at once, ``False`` leaves
             all as it is.
     """
 
@@ -151,23 +151,26 @@ class Runner:
             walk = self._step_by_step if self._native is None else self._as_one
             if isinstance(self._kernel, AsynchronousKernel):
                 walk = self._asynchronously
+            gradients = torch.zeros((), dtype=torch.double, device=state.z.device)
             for moved, history in walk(state, length, generator, adaptation):
                 yield moved, history
+                num_steps = history.info.num_steps
+                gradients += (
+                    len(history.z) if num_steps is None else num_steps.double().mean(1).sum()
+                )
             state = moved
             self._steps_left -= length
-            if self._may_compile and self._seconds_left(history) > WORTH_COMPILING:
+            if self._may_compile and self._seconds_left(gradients / length) > WORTH_COMPILING:
                 self._go_native(state)
 
-    def _seconds_left(self, history: History) -> float:
-        """What the steps to come would take as a graph, from counts alone.
+    def _seconds_left(self, gradients: Tensor) -> float:
+        """What the steps to come would take as a graph, if each takes so many gradients.
 
         No clock is read, so that a seed gives the same run on every day.
         """
-        num_steps = history.info.num_steps
-        gradients = 1.0 if num_steps is None else num_steps.double().mean().item()
         graph = self.rung.fn
         each = SECONDS_PER_OPERATION * graph.size + SECONDS_PER_NUMBER * graph.num_numbers
-        return self._steps_left * gradients * each
+        return self._steps_left * gradients.item() * each
 
     def _step_by_step(
         self,

@@ -1,13 +1,33 @@
 """Objectives: losses for Pyro's SVI that learn energies."""
 
+from .adversarial import Adversarial, FlowContrastive
 from .base import Objective, no_guide
-from .contrastive import ContrastiveDivergence, PersistentCD
-from .score_matching import DenoisingScoreMatching
+from .contrastive import ContrastiveDivergence, PersistentCD, ShortRun
+from .energy_discrepancy import EnergyDiscrepancy
+from .improved_contrastive import ImprovedCD
+from .jarzynski import Jarzynski
+from .likelihood import MaximumLikelihood
+from .noise_contrastive import ConditionalNoiseContrastive, NoiseContrastive
+from .pseudolikelihood import PseudoLikelihood, RatioMatching
+from .score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 
 __all__ = [
+    "Adversarial",
+    "ConditionalNoiseContrastive",
     "ContrastiveDivergence",
     "DenoisingScoreMatching",
+    "EnergyDiscrepancy",
+    "FlowContrastive",
+    "ImprovedCD",
+    "Jarzynski",
+    "MaximumLikelihood",
+    "NoiseContrastive",
     "Objective",
     "PersistentCD",
+    "PseudoLikelihood",
+    "RatioMatching",
+    "ScoreMatching",
+    "ShortRun",
+    "SlicedScoreMatching",
     "no_guide",
 ]

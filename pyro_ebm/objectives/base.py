@@ -9,7 +9,7 @@ surrogate in the place of each learnable unnormalised site of a model and leaves
 
 from __future__ import annotations
 
-__all__ = ["Objective", "no_guide"]
+__all__ = ["Objective", "no_guide", "register_module"]
 
 import copy
 import warnings
@@ -23,11 +23,12 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from ..distributions import Boltzmann, base_distribution
 from ..energies.base import check_energy, module_of, trainable_parameters
 from ..guards import unconstrained_parameter
+from .conditions import check_uses_conditions
 
 
 def no_guide(*args: object, **kwargs: object) -> None:
@@ -49,11 +50,15 @@ class Objective(ELBO):
 
     serves_latents: bool = True
     """Whether the surrogate carries the gradient of log p to the value of the site."""
+    serves_continuous: bool = True
+    """Whether the site may have a continuous support."""
+    serves_discrete: bool = False
+    """Whether the site may have a discrete support."""
 
     def __init__(self, elbo: ELBO | None = None) -> None:
         super().__init__()
         self.elbo = Trace_ELBO() if elbo is None else elbo
-        self._checked: set[int] = set()
+        self._checked: set[tuple[int, bool]] = set()
 
     @abstractmethod
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:
@@ -66,6 +71,13 @@ class Objective(ELBO):
 
         Returns:
             The surrogate in nats, with shape ``(*batch,)``.
+        """
+
+    def register(self, name: str) -> None:
+        """Registers with Pyro what the objective itself learns for a site, if anything.
+
+        Args:
+            name: The site.
         """
 
     def loss(
@@ -98,17 +110,44 @@ class Objective(ELBO):
         """Checks the data, and an energy once, when first seen.
 
         Raises:
-            ValueError: If the data are empty, not finite or on the edge of the support, or if the
-                energy breaks its contract.
+            ValueError: If the objective does not serve the support; if the data are empty, not
+                finite, on the edge of the support or outside of it; if the energy breaks its
+                contract, or ignores a condition that ``functools.partial`` gives it.
         """
-        finite = x.isfinite() & biject_to(boltzmann.support).inv(x.detach()).isfinite().all()
-        if not x.numel() or not bool(finite.all()):
-            fault = "not finite, or lie on the edge of the support" if x.numel() else "empty"
-            raise ValueError(f"data of site '{name}', with shape {tuple(x.shape)}, are {fault}")
-        module = boltzmann.energy
-        if isinstance(module, nn.Module) and id(module) not in self._checked:
-            check_energy(module, x.detach().reshape(-1, *boltzmann.event_shape)[:2])
-            self._checked.add(id(module))
+        support, value = boltzmann.support, x.detach()
+        self._check_kind(support, name)
+        data = f"data of site '{name}', with shape {tuple(x.shape)},"
+        if not x.numel():
+            raise ValueError(f"{data} are empty")
+        if support.is_discrete:
+            inside, where = support.check(value), f"outside of the support {support}"
+        else:
+            inside = biject_to(support).inv(value).isfinite()
+            where = "on the edge of the support"
+        if not bool(value.isfinite().all() & inside.all()):
+            raise ValueError(f"{data} are not finite, or lie {where}")
+        module = module_of(boltzmann.energy)
+        conditional = module is not boltzmann.energy
+        if module is None or (id(module), conditional) in self._checked:
+            return
+        if conditional and not check_uses_conditions(boltzmann.energy, value, name):
+            return
+        if not conditional and not support.is_discrete:
+            with torch.enable_grad():
+                check_energy(module, value.reshape(-1, *boltzmann.event_shape)[:2])
+        self._checked.add((id(module), conditional))
+
+    def _check_kind(self, support: constraints.Constraint, name: str) -> None:
+        if not (self.serves_discrete if support.is_discrete else self.serves_continuous):
+            kind = "discrete" if support.is_discrete else "continuous"
+            ways = {
+                "discrete": "PseudoLikelihood, RatioMatching or EnergyDiscrepancy",
+                "continuous": "ScoreMatching, NoiseContrastive or PersistentCD",
+            }
+            raise ValueError(
+                f"{type(self).__name__} cannot serve the {kind} site '{name}', whose support is "
+                f"{support}; use {ways[kind]}"
+            )
 
 
 class _Swap(Messenger):
@@ -142,8 +181,29 @@ class _Swap(Messenger):
                 "or PersistentCD"
             )
         if any(id(parameter) not in self.seen for parameter in parameters):
-            pyro.module(f"{name}.energy", module)
+            register_module(f"{name}.energy", module)
+        self.objective.register(name)
         msg["fn"] = _rebased(msg["fn"], _Surrogate(boltzmann, self.objective, name))
+
+
+def register_module(name: str, module: nn.Module) -> None:
+    """Registers a module with Pyro, and sees to it that what moves is the module's own.
+
+    Args:
+        name: The name under which it is kept.
+        module: The module.
+
+    Raises:
+        ValueError: If Pyro keeps other parameters under that name.
+    """
+    pyro.module(name, module)
+    store = pyro.get_param_store()
+    if any(p.requires_grad and store.param_name(p) is None for p in module.parameters()):
+        raise ValueError(
+            f"Pyro's store keeps parameters of another module under the name '{name}', so that "
+            "those of this one would never move: call pyro.clear_param_store() first, or load the "
+            f"kept ones with pyro.module('{name}', module, update_module_params=True)"
+        )
 
 
 class _Surrogate(Boltzmann):

@@ -11,48 +11,19 @@ and these objectives differ in the chains that stand in for the second.
 
 from __future__ import annotations
 
-__all__ = ["ContrastiveDivergence", "PersistentCD"]
-
-import weakref
+__all__ = ["ContrastiveDivergence", "PersistentCD", "ShortRun"]
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
 from ..distributions import Boltzmann
-from ..energies.base import module_of
 from ..kernels.base import Kernel
-from ..kernels.transition import Info, State, run, seeded_generator
 from ..potential import Potential
-from .base import Objective
+from .chains import OneChainEach, Persistent, unconstrained_data
 
 
-class _Contrastive(Objective):
-    """An objective that runs a kernel on the energy."""
-
-    def __init__(self, kernel: Kernel, num_steps: int, elbo: ELBO | None) -> None:
-        super().__init__(elbo)
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        self.kernel = kernel
-        self.num_steps = num_steps
-        self.last_info: dict[str, Info] = {}
-        """What happened in the last step of the chains of each site."""
-        self._generators: dict[torch.device, torch.Generator] = {}
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = seeded_generator(device)
-        return self._generators[device]
-
-    def _move(self, potential: Potential, state: State, name: str) -> State:
-        generator = self._generator(state.z.device)
-        *_, (state, info) = run(self.kernel, potential, state, self.num_steps, generator)
-        self.last_info[name] = info
-        return state
-
-
-class ContrastiveDivergence(_Contrastive):
+class ContrastiveDivergence(OneChainEach):
     r"""Contrastive divergence (CD-k): the chains start at the data and make k steps.
 
     .. math::
@@ -91,18 +62,56 @@ class ContrastiveDivergence(_Contrastive):
     def __init__(self, kernel: Kernel, num_steps: int = 1, elbo: ELBO | None = None) -> None:
         super().__init__(kernel, num_steps, elbo)
 
-    def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
-        self.check(boltzmann, x, name)
-        batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
-        potential = Potential.of_batch(boltzmann, batch_shape, x)
-        start = potential.unconstrain({"x": x.detach().reshape(-1, *boltzmann.event_shape)})
-        state = self.kernel.init(potential, start)
-        z = self._move(potential, state, name).z
-        x_neg = potential.constrain(z)["x"].reshape(x.shape)
-        return boltzmann.log_density(x) - boltzmann.log_density(x_neg)
+
+class ShortRun(OneChainEach):
+    r"""Short-run training: the chains start at noise, make k steps, and are forgotten.
+
+    .. math::
+        \hat\ell(x) = -E_\theta(x)/T + E_\theta(x^-)/T, \qquad
+        x^- \sim K_\theta^k(\cdot \mid z), \quad z \sim p_0
+
+    with :math:`x^-` held fixed under the gradient. The noise :math:`p_0` is Gaussian in
+    unconstrained space, with the mean and spread of the first batch. **Biased**, unless k is long
+    enough for chains to forget where they began: what comes to match the data is not
+    :math:`p_\theta` but the law of the run, :math:`\mathbb{E}_{K_\theta^k p_0}[\nabla_\theta
+    E_\theta] = \mathbb{E}_\mathrm{data}[\nabla_\theta E_\theta]`, so that k steps from noise
+    generate well while the energy is no log density. On :math:`\mathcal{N}(0, v)`, with
+    :class:`~pyro_ebm.kernels.ULA` of step size h and noise of variance s, the precision
+    :math:`\lambda` solves :math:`a^{2k} s + 2h (1 - a^{2k})/(1 - a^2) = v` with :math:`a = 1 -
+    h \lambda`. Draw from such a model as it was trained. Its value is no measure of progress.
+
+    Each datum has its own chain, so conditional energies, masks and plates of any shape are
+    served.
+
+    References:
+        | Learning non-convergent non-persistent short-run MCMC toward energy-based model
+        | (Nijkamp, Hill, Zhu and Wu, 2019), https://arxiv.org/abs/1904.09770
+
+    Args:
+        kernel: A kernel without a target.
+        num_steps: The number of steps k.
+        elbo: The ELBO that takes care of the rest of a model.
+
+    Raises:
+        ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite, if
+            the energy breaks its contract, or if one name is used for data of two sizes.
+
+    Example:
+        >>> import pyro_ebm as ebm
+        >>> objective = ShortRun(ebm.kernels.ULA(step_size=0.1), num_steps=20)
+        >>> p = ebm.Boltzmann(ebm.energies.MLP(event_shape=(2,)))
+        >>> objective.surrogate(p, torch.randn(7, 2)).shape
+        torch.Size([7])
+    """
+
+    def __init__(self, kernel: Kernel, num_steps: int = 100, elbo: ELBO | None = None) -> None:
+        super().__init__(kernel, num_steps, elbo)
+
+    def start(self, z: Tensor, name: str) -> Tensor:  # noqa: D102
+        return self.fresh(z, len(z), name)
 
 
-class PersistentCD(_Contrastive):
+class PersistentCD(Persistent):
     r"""Persistent contrastive divergence (PCD): the chains go on from where they were.
 
     .. math:: \hat\ell(x) = -E_\theta(x)/T + \frac1C \sum_c E_\theta(x_c^-)/T, \qquad
@@ -111,9 +120,9 @@ class PersistentCD(_Contrastive):
     Each chain keeps its slot: it is moved and written back to where it came from. Unbiased in the
     limit of slow learning with an exact kernel; chains do not cross between well-separated modes,
     and then the weights of the modes are not learned. With ``reinit_prob`` each chain is, before
-    each update, replaced with that probability by noise: a replay buffer in the sense of Du and
-    Mordatch. Noise, here and at the beginning, is Gaussian in unconstrained space with the mean
-    and spread of the first batch.
+    each update, replaced with that probability by noise, a replay buffer in the sense of Du and
+    Mordatch, or by a datum of the batch. Noise, here and at the beginning, is Gaussian in
+    unconstrained space with the mean and spread of the first batch.
 
     An evaluation without gradients (``SVI.evaluate_loss``) uses the chains as they are and leaves
     them there.
@@ -130,11 +139,12 @@ class PersistentCD(_Contrastive):
         num_steps: The number of steps k per update.
         reinit_prob: The probability with which a chain begins anew, per update.
         elbo: The ELBO that takes care of the rest of a model.
+        reinit_from: Where such a chain begins: "noise" or "data".
 
     Raises:
-        ValueError: If a count is not positive or ``reinit_prob`` not in [0, 1]; in use, if data
-            are empty or not finite, if the energy breaks its contract, or if one name is used for
-            two energies.
+        ValueError: If a count is not positive, ``reinit_prob`` not in [0, 1] or ``reinit_from``
+            neither of the two; in use, if data are empty or not finite, if the energy breaks its
+            contract, or if one name is used for two energies.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -152,61 +162,40 @@ class PersistentCD(_Contrastive):
         num_steps: int = 1,
         reinit_prob: float = 0.0,
         elbo: ELBO | None = None,
+        *,
+        reinit_from: str = "noise",
     ) -> None:
-        super().__init__(kernel, num_steps, elbo)
-        if num_chains < 1:
-            raise ValueError(f"num_chains must be at least 1, got {num_chains}")
+        super().__init__(kernel, num_chains, num_steps, elbo)
+        if reinit_from not in ("noise", "data"):
+            raise ValueError(f'reinit_from must be "noise" or "data", got {reinit_from!r}')
         if not 0 <= reinit_prob <= 1:
             raise ValueError(f"reinit_prob must be between 0 and 1, got {reinit_prob}")
-        self.num_chains = num_chains
         self.reinit_prob = reinit_prob
-        self.chains: dict[str, Tensor] = {}
-        """The chains of each site in unconstrained space, with shape ``(C, D)``."""
-        self._noise: dict[str, tuple[Tensor, Tensor]] = {}
-        self._owners: dict[str, weakref.ref] = {}
+        self.reinit_from = reinit_from
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)
-        self._check_owner(boltzmann, name)
+        self.check_owner(boltzmann, name)
         one = boltzmann.expand(())
         potential = Potential.of_batch(one, (self.num_chains,), x)
         if name not in self.chains:
-            rows = x.detach().reshape(-1, *boltzmann.event_shape)
-            z = potential.unconstrain({"x": rows})
-            self._noise[name] = z.mean(0), z.std(0, correction=0).clamp(min=1e-3)
-            self.chains[name] = self._fresh(name, self.num_chains)
+            self.chains[name] = self.fresh(unconstrained_data(boltzmann, x), self.num_chains, name)
         if torch.is_grad_enabled():
-            self._reinitialize(name)
+            if self.reinit_prob:
+                self._reinitialize(unconstrained_data(boltzmann, x), name)
             state = self.kernel.init(potential, self.chains[name])
-            self.chains[name] = self._move(potential, state, name).z
+            self.chains[name] = self.move(potential, state, name).z
         x_neg = potential.constrain(self.chains[name])["x"]
         return boltzmann.log_density(x) - one.log_density(x_neg).mean()
 
-    def _fresh(self, name: str, num_chains: int) -> Tensor:
-        mean, spread = self._noise[name]
-        noise = mean.new_empty(num_chains, len(mean))
-        return mean + spread * noise.normal_(generator=self._generator(mean.device))
-
-    def _reinitialize(self, name: str) -> None:
-        if self.reinit_prob:
-            chains = self.chains[name]
-            u = chains.new_empty(len(chains)).uniform_(generator=self._generator(chains.device))
-            fresh = self._fresh(name, len(chains))
-            anew = (u < self.reinit_prob).unsqueeze(-1)
-            self.chains[name] = torch.where(anew, fresh, chains)
-
-    def _check_owner(self, boltzmann: Boltzmann, name: str) -> None:
-        module = module_of(boltzmann.energy)
-        if module is None:
-            return
-        if module is not boltzmann.energy:
-            raise ValueError(
-                "PersistentCD keeps its chains apart from the data, and the energy of site "
-                f"'{name}' is conditional (functools.partial); use ContrastiveDivergence"
-            )
-        owner = self._owners.setdefault(name, weakref.ref(module))()
-        if owner is not module:
-            raise ValueError(
-                f"the chains of '{name}' belong to another energy: give each its own name= in "
-                "surrogate(), or use one objective per energy"
-            )
+    def _reinitialize(self, data: Tensor, name: str) -> None:
+        chains = self.chains[name]
+        generator = self.generator(chains.device)
+        u = chains.new_empty(len(chains)).uniform_(generator=generator)
+        if self.reinit_from == "noise":
+            begun = self.fresh(data, len(chains), name)
+        else:
+            rows = torch.empty_like(u, dtype=torch.long)
+            begun = data[rows.random_(0, len(data), generator=generator)]
+        anew = (u < self.reinit_prob).unsqueeze(-1)
+        self.chains[name] = torch.where(anew, begun, chains)

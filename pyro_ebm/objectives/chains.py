@@ -1,0 +1,152 @@
+"""What the objectives that run chains have in common: noise, moves, and whose chains they are."""
+
+from __future__ import annotations
+
+__all__ = ["Contrastive", "OneChainEach", "Persistent", "unconstrained_data"]
+
+import weakref
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ..distributions import Boltzmann
+from ..energies.base import module_of
+from ..kernels.base import Kernel
+from ..kernels.transition import Info, State, run, seeded_generator
+from ..potential import Potential
+from .base import Objective
+
+
+class Contrastive(Objective):
+    """An objective that runs a kernel on the energy.
+
+    Args:
+        kernel: A kernel without a target.
+        num_steps: The number of steps per call.
+        elbo: The ELBO that takes care of the rest of a model.
+
+    Raises:
+        ValueError: If ``num_steps`` is not positive.
+    """
+
+    def __init__(self, kernel: Kernel, num_steps: int, elbo: ELBO | None) -> None:
+        super().__init__(elbo)
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.kernel = kernel
+        self.num_steps = num_steps
+        self.last_info: dict[str, Info] = {}
+        """What happened in the last step of the chains of each site."""
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self.noise: dict[str, tuple[Tensor, Tensor]] = {}
+        """The mean and spread of the noise of each site in unconstrained space, ``(D,)``."""
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Returns where the randomness of this objective comes from."""
+        if device not in self._generators:
+            self._generators[device] = seeded_generator(device)
+        return self._generators[device]
+
+    def move(self, potential: Potential, state: State, name: str) -> State:
+        """Moves the chains of a site by ``num_steps`` steps of the kernel."""
+        generator = self.generator(state.z.device)
+        for moved, info in run(self.kernel, potential, state, self.num_steps, generator):
+            state, self.last_info[name] = moved, info
+        return state
+
+    def fresh(self, z: Tensor, num_chains: int, name: str) -> Tensor:
+        """Draws noise with the mean and spread of the first data that the site had.
+
+        Args:
+            z: The data now, in unconstrained space, with shape ``(n, D)``.
+            num_chains: How many points to draw.
+            name: The site.
+
+        Raises:
+            ValueError: If those data had another number of dimensions.
+        """
+        if name not in self.noise:
+            self.noise[name] = z.mean(0), z.std(0, correction=0).clamp(min=1e-3)
+        mean, spread = self.noise[name]
+        if mean.shape != z.shape[1:]:
+            raise ValueError(
+                f"the noise of '{name}' has {len(mean)} dimensions, and its data now have "
+                f"{z.shape[1]}: give each energy its own name= in surrogate()"
+            )
+        noise = mean.new_empty(num_chains, len(mean))
+        return mean + spread * noise.normal_(generator=self.generator(mean.device))
+
+
+def unconstrained_data(boltzmann: Boltzmann, x: Tensor) -> Tensor:
+    """Maps data ``(*batch, *event)`` to where chains move, as rows ``(n, D)`` without a gradient.
+
+    Args:
+        boltzmann: The distribution, which says the support.
+        x: The data.
+    """
+    rows = x.detach().reshape(-1, *boltzmann.event_shape)
+    return biject_to(boltzmann.support).inv(rows).reshape(len(rows), -1)
+
+
+class OneChainEach(Contrastive):
+    """An objective with a chain of its own for each datum."""
+
+    def start(self, z: Tensor, name: str) -> Tensor:
+        """Says where chains begin, given the data ``z (n, D)`` in unconstrained space."""
+        return z
+
+    def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
+        self.check(boltzmann, x, name)
+        batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
+        potential = Potential.of_batch(boltzmann, batch_shape, x)
+        start = self.start(unconstrained_data(boltzmann, x), name)
+        state = self.kernel.init(potential, start)
+        z = self.move(potential, state, name).z
+        x_neg = potential.constrain(z)["x"].reshape(x.shape)
+        return boltzmann.log_density(x) - boltzmann.log_density(x_neg)
+
+
+class Persistent(Contrastive):
+    """An objective whose chains stay, apart from the data.
+
+    Args:
+        kernel: A kernel without a target.
+        num_chains: The number of chains C.
+        num_steps: The number of steps per update.
+        elbo: The ELBO that takes care of the rest of a model.
+
+    Raises:
+        ValueError: If a count is not positive.
+    """
+
+    def __init__(self, kernel: Kernel, num_chains: int, num_steps: int, elbo: ELBO | None) -> None:
+        super().__init__(kernel, num_steps, elbo)
+        if num_chains < 1:
+            raise ValueError(f"num_chains must be at least 1, got {num_chains}")
+        self.num_chains = num_chains
+        self.chains: dict[str, Tensor] = {}
+        """The chains of each site in unconstrained space, with shape ``(C, D)``."""
+        self._owners: dict[str, weakref.ref] = {}
+
+    def check_owner(self, boltzmann: Boltzmann, name: str) -> None:
+        """Checks that chains are those of one energy, which is the same for all data.
+
+        Raises:
+            ValueError: If the energy is conditional, or the chains belong to another one.
+        """
+        module = module_of(boltzmann.energy)
+        if module is None:
+            return
+        if module is not boltzmann.energy:
+            raise ValueError(
+                f"{type(self).__name__} keeps its chains apart from the data, and the energy of "
+                f"site '{name}' is conditional (functools.partial); use ContrastiveDivergence"
+            )
+        owner = self._owners.setdefault(name, weakref.ref(module))()
+        if owner is not module:
+            raise ValueError(
+                f"the chains of '{name}' belong to another energy: give each its own name= in "
+                "surrogate(), or use one objective per energy"
+            )
