@@ -11,8 +11,16 @@ from torch.distributions import constraints
 
 import pyro_ebm as ebm
 from pyro_ebm.energies import Energy
-from pyro_ebm.kernels import HMC, MALA
-from pyro_ebm.objectives import ContrastiveDivergence, PersistentCD
+from pyro_ebm.kernels import HMC, MALA, ULA
+from pyro_ebm.objectives import (
+    Adversarial,
+    ContrastiveDivergence,
+    ImprovedCD,
+    Jarzynski,
+    MaximumLikelihood,
+    PersistentCD,
+    ShortRun,
+)
 
 REPLICATES = 24
 
@@ -42,10 +50,20 @@ class Linear(Energy):
         return energy.sum(-1) if self.event_shape else energy
 
 
+def persistent():
+    return PersistentCD(MALA(step_size=0.1), num_chains=50, num_steps=2)
+
+
 OBJECTIVES = {
-    "cd": lambda: ContrastiveDivergence(MALA(step_size=0.1), num_steps=2),
-    "pcd": lambda: PersistentCD(MALA(step_size=0.1), num_chains=50, num_steps=2),
+    "ml": lambda family: MaximumLikelihood(),
+    "cd": lambda family: ContrastiveDivergence(MALA(step_size=0.1), num_steps=2),
+    "pcd": lambda family: persistent(),
+    "short-run": lambda family: ShortRun(MALA(step_size=0.1), num_steps=5),
+    "improved-cd": lambda family: ImprovedCD(ULA(step_size=0.01), num_steps=2),
+    "jarzynski": lambda family: Jarzynski(ULA(step_size=0.01), num_chains=50),
+    "adversarial": lambda family: Adversarial(lambda: family(0.0, 1.0)),
 }
+"""All that serve a latent, given a family over its support."""
 
 LATENTS = {
     "gaussian": (lambda: Quadratic(tensor(0.7)), dist.Normal),
@@ -77,7 +95,7 @@ def test_guide_gets_the_gradient_of_the_energy_of_its_latent(objective, latent, 
         with pyro.plate("data", 3):
             drawn.append(pyro.sample("z", family(m, s)).detach())
 
-    OBJECTIVES[objective]().differentiable_loss(model, guide).backward()
+    OBJECTIVES[objective](family).differentiable_loss(model, guide).backward()
     z = drawn[-1]
     if latent == "gaussian":
         xi = (z - m.detach()) / s.detach()
@@ -105,14 +123,14 @@ def test_expected_gradient_of_a_gaussian_prior_is_in_closed_form():
         with pyro.plate("data", 4000):
             pyro.sample("z", dist.Normal(m, s))
 
-    OBJECTIVES["pcd"]().differentiable_loss(model, guide).backward()
+    persistent().differentiable_loss(model, guide).backward()
     assert_mean(m.grad, precision * loc)
     assert_mean(s.grad, precision * scale - 1 / scale)
 
 
 def test_energy_of_a_latent_learns_from_the_guide_against_the_chains():
     energy = Quadratic(tensor(0.7))
-    objective = OBJECTIVES["pcd"]()
+    objective = persistent()
     drawn = []
 
     def model():
@@ -149,7 +167,7 @@ def test_each_site_has_its_own_chains_and_its_scale(subsample_size):
     """With N rows, n of them seen: N/n times the sum over those seen, minus N chain means."""
     gaussian, exponential = Quadratic(tensor(0.7)), Linear(tensor(2.0))
     x, w = torch.randn(60), torch.randn(3, 60).exp()
-    objective = OBJECTIVES["pcd"]()
+    objective = persistent()
     rows = []
 
     def model(x, w):
