@@ -3,12 +3,13 @@
 import math
 
 import torch
-from torch import tensor
+from torch import nn, tensor
 
 from pyro_ebm import kernels
 from pyro_ebm.energies import (
     MLP,
     Banana,
+    Classifier,
     Conv,
     DoubleWell,
     Funnel,
@@ -57,6 +58,12 @@ ENERGIES_NEURAL = {
     "mlp_number": lambda: MLP(event_shape=(), hidden_sizes=(8,)),
     "mlp_matrix": lambda: MLP(event_shape=(2, 3), hidden_sizes=(8,), base_scale=2.0),
     "conv": lambda: Conv(event_shape=(1, 4, 5), channels=(3, 4)),
+    "classifier": lambda: Classifier(
+        (2,), nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3))
+    ),
+    "classifier_image": lambda: Classifier(
+        (1, 2, 3), nn.Sequential(nn.Conv2d(1, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6, 4))
+    ),
     "sum": lambda: MLP((2,), (8,)) + Gaussian(tensor([1.0, 0.0]), 2.0),
     "sum_with_callable": lambda: MLP((2,), (8,)) + (lambda x: x.pow(4).sum(-1)),
     "weighted": lambda: 0.3 * MLP((2,), (8,)),

@@ -259,7 +259,7 @@ def test_unknown_log_z_and_sample_say_where_to_look():
         Energy()(torch.zeros(()))
 
 
-@pytest.mark.parametrize("name", ["mlp", "mlp_number", "mlp_matrix", "conv"])
+@pytest.mark.parametrize("name", ["mlp", "mlp_number", "mlp_matrix", "conv", "classifier"])
 def test_neural_energies_are_normalisable_whatever_the_weights(name):
     energy = ENERGIES_NEURAL[name]()
     with torch.no_grad():

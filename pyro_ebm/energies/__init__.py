@@ -3,11 +3,12 @@
 from .analytic import Gaussian, GaussianMixture, Laplace
 from .base import Energy, Mixture, Scaled, Sum, Tempered, mixture
 from .landscapes import Banana, DoubleWell, Funnel, TwoModes
-from .neural import MLP, Conv
+from .neural import MLP, Classifier, Conv
 
 __all__ = [
     "MLP",
     "Banana",
+    "Classifier",
     "Conv",
     "DoubleWell",
     "Energy",

@@ -5,20 +5,23 @@ Gaussian by a network of bounded slope,
 
 .. math:: E(x) = f_\theta(x) + |x|^2 / (2 s^2)
 
-so that :math:`Z < \infty` whatever :math:`\theta` is.
+so that :math:`Z < \infty` whatever :math:`\theta` is. A classifier is such an energy too, one for
+each class (:class:`Classifier`).
 """
 
 from __future__ import annotations
 
-__all__ = ["MLP", "Conv"]
+__all__ = ["MLP", "Classifier", "Conv"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .base import Energy
+from .base import Energy, reference_tensor
 
 
 class _Tilted(Energy):
@@ -34,9 +37,15 @@ class _Tilted(Energy):
         self.base_scale = base_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.dim() - len(self.event_shape)]
-        tilt = self.network(x.reshape(-1, *self.event_shape)).reshape(batch)
-        return tilt + x.reshape(*batch, -1).square().sum(-1) / (2 * self.base_scale**2)
+        tilt = self.network(x.reshape(-1, *self.event_shape))
+        return tilt.reshape(self._batch_shape(x)) + self._base(x)
+
+    def _batch_shape(self, x: Tensor) -> torch.Size:
+        return x.shape[: x.dim() - len(self.event_shape)]
+
+    def _base(self, x: Tensor) -> Tensor:
+        squares = x.reshape(*self._batch_shape(x), -1).square()
+        return squares.sum(-1) / (2 * self.base_scale**2)
 
 
 class MLP(_Tilted):
@@ -113,3 +122,116 @@ class Conv(_Tilted):
             height, width = (height + 1) // 2, (width + 1) // 2
         layers += [nn.Flatten(1), nn.Linear(channels[-1] * height * width, 1)]
         super().__init__(event_shape, nn.Sequential(*layers), base_scale)
+
+
+class Classifier(_Tilted):
+    r"""A classifier read as an energy: the joint energy model (JEM) of a point and its label.
+
+    A network of logits :math:`f_\theta(x)_y` says how the energy of each class tilts the base,
+
+    .. math::
+        E(x, y) &= -f_\theta(x)_y + |x|^2 / (2 s^2) \\
+        E(x) &= -\log \sum_y \exp f_\theta(x)_y + |x|^2 / (2 s^2) \\
+        p(y \mid x) &= \operatorname{softmax}_y f_\theta(x)
+
+    so that :math:`\log p(x, y) = \log p(x) + \log p(y \mid x)` exactly. Called with
+    points alone, it is the energy :math:`E(x)`; with ``y=`` too it is :math:`E(x, y)`, of which
+    :meth:`given` makes the energy of :math:`p(x \mid y)`. A model that observes both,
+
+    .. code-block:: python
+
+        pyro.sample("x", Boltzmann(energy), obs=x)
+        pyro.sample("y", energy.label(x), obs=y)
+
+    learns both from one network, the first site by an objective. Z is finite for every
+    :math:`\theta` if the logits grow no faster than linearly in x.
+
+    References:
+        | Your classifier is secretly an energy based model and you should treat it like one
+        | (Grathwohl et al., 2020), https://arxiv.org/abs/1912.03263
+
+    Args:
+        event_shape: The shape of one point.
+        network: The logits, from points ``(n, *event)`` to ``(n, num_classes)``.
+        base_scale: The standard deviation :math:`s` of the Gaussian base, in units of x.
+
+    Raises:
+        ValueError: If ``base_scale`` is not positive; in use, if the network does not return two
+            or more logits for each point, or if a label is none of its classes.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 3))
+        >>> energy = Classifier((2,), network)
+        >>> x = torch.zeros(5, 2)
+        >>> energy(x).shape, energy.given(2)(x).shape, energy.label(x).probs.shape
+        (torch.Size([5]), torch.Size([5]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], network: nn.Module, base_scale: float = 10.0
+    ) -> None:
+        super().__init__(event_shape, network, base_scale)
+
+    def logits(self, x: Tensor) -> Tensor:
+        r"""Evaluates the logits :math:`f_\theta(x)`.
+
+        Args:
+            x: Points, with shape ``(*batch, *event)``.
+
+        Returns:
+            The logits in nats, with shape ``(*batch, num_classes)``.
+        """
+        points = x.reshape(-1, *self.event_shape)
+        logits = self.network(points)
+        if logits.dim() != 2 or len(logits) != len(points) or logits.shape[1] < 2:
+            raise ValueError(
+                f"network must map points of shape {tuple(points.shape)} to logits of shape "
+                f"({len(points)}, num_classes) with two classes or more, got "
+                f"{tuple(logits.shape)}"
+            )
+        return logits.reshape(*self._batch_shape(x), -1)
+
+    def label(self, x: Tensor) -> dist.Categorical:
+        r"""Returns :math:`p(y \mid x)`.
+
+        Args:
+            x: Points, with shape ``(*batch, *event)``.
+
+        Returns:
+            The distribution of the label, with batch shape ``(*batch,)``.
+        """
+        return dist.Categorical(logits=self.logits(x))
+
+    def given(self, y: Tensor | int) -> Callable[[Tensor], Tensor]:
+        r"""Returns the energy of :math:`p(x \mid y)`, which is :math:`E(x, y)` at that label.
+
+        Args:
+            y: The label, or labels of a shape that broadcasts with the batch of points.
+
+        Returns:
+            A partial of this module, as every conditional energy: it learns and samples as such.
+        """
+        like = reference_tensor(self)
+        with torch.no_grad():
+            num_classes = self.logits(like.new_zeros(1, *self.event_shape)).shape[-1]
+        y = torch.as_tensor(y, device=like.device)
+        if y.is_floating_point() or bool(((y < 0) | (y >= num_classes)).any()):
+            raise ValueError(f"y must hold integers from 0 to {num_classes - 1}, got {y}")
+        return partial(self, y=y.long())
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        r"""Evaluates :math:`E(x)`, or :math:`E(x, y)` where labels are given.
+
+        Args:
+            x: Points, with shape ``(*batch, *event)``.
+            y: Labels, of a shape that broadcasts with the batch.
+
+        Returns:
+            The energy in nats, with the shape of the batch.
+        """
+        logits, base = self.logits(x), self._base(x)
+        if y is None:
+            return base - logits.logsumexp(-1)
+        batch = torch.broadcast_shapes(base.shape, y.shape)
+        chosen = logits.expand(*batch, -1).gather(-1, y.expand(batch).unsqueeze(-1))
+        return base - chosen.squeeze(-1)
