@@ -9,12 +9,13 @@ surrogate in the place of each learnable unnormalised site of a model and leaves
 
 from __future__ import annotations
 
-__all__ = ["Objective", "no_guide"]
+__all__ = ["CONTRASTIVE", "Evaluation", "Objective", "no_guide"]
 
 import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -28,6 +29,20 @@ from torch.distributions import biject_to
 from ..distributions import Boltzmann, base_distribution
 from ..energies.base import check_energy, module_of, trainable_parameters
 from ..guards import unconstrained_parameter
+
+CONTRASTIVE = "contrastive loss"
+"""What a loss is called that is the energy of data less that of chains: no measure of progress."""
+
+
+class Evaluation(NamedTuple):
+    """What an objective was asked of a site, and what it said."""
+
+    boltzmann: Boltzmann
+    """The distribution whose energy learns."""
+    x: Tensor
+    """The value of the site, with shape ``(*batch, *event)``."""
+    surrogate: Tensor
+    """The surrogate in nats, with shape ``(*batch,)``, without a gradient."""
 
 
 def no_guide(*args: object, **kwargs: object) -> None:
@@ -47,11 +62,16 @@ class Objective(ELBO):
         elbo: The ELBO that takes care of the rest of the model.
     """
 
+    loss_name: str = "surrogate loss"
+    """What the value of the loss is, for records and figures."""
+
     serves_latents: bool = True
     """Whether the surrogate carries the gradient of log p to the value of the site."""
 
     def __init__(self, elbo: ELBO | None = None) -> None:
         super().__init__()
+        self.evaluations: dict[str, Evaluation] = {}
+        """What Pyro's last run of the model asked of each site."""
         self.elbo = Trace_ELBO() if elbo is None else elbo
         self._checked: set[int] = set()
 
@@ -121,6 +141,7 @@ class _Swap(Messenger):
 
     def __enter__(self) -> _Swap:
         self.seen = set()
+        self.objective.evaluations.clear()
         return super().__enter__()
 
     def _pyro_post_param(self, msg: dict) -> None:
@@ -160,6 +181,8 @@ class _Surrogate(Boltzmann):
 
     def log_prob(self, x: Tensor) -> Tensor:
         value = self.objective.surrogate(self.boltzmann, x, self.name)
+        seen = Evaluation(self.boltzmann, x.detach(), value.detach())
+        self.objective.evaluations[self.name] = seen
         if module_of(self.energy) is None and torch.is_grad_enabled():
             _check_leaves(value, x, self.name)
         return value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))

@@ -24,11 +24,13 @@ from ..energies.base import module_of
 from ..kernels.base import Kernel
 from ..kernels.transition import Info, State, run, seeded_generator
 from ..potential import Potential
-from .base import Objective
+from .base import CONTRASTIVE, Objective
 
 
 class _Contrastive(Objective):
     """An objective that runs a kernel on the energy."""
+
+    loss_name = CONTRASTIVE
 
     def __init__(self, kernel: Kernel, num_steps: int, elbo: ELBO | None) -> None:
         super().__init__(elbo)

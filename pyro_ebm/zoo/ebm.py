@@ -34,9 +34,9 @@ class EBM(Generative):
     kernel (the caller's own object: ``objective.kernel.step_size``) moves by :math:`0.1 (a - a^*)`
     on the log scale, where :math:`a` is the acceptance of the chains' last step and :math:`a^*`
     the kernel's ``target_accept_prob``; a kernel with ``adapt_step_size=False``, or one that does
-    not reject, is left alone. Acceptance and step size are in ``history``, beside the loss: the
-    gap of energy in nats between data and chains, or whatever the objective makes of it; no
-    measure of progress.
+    not reject, is left alone. ``history`` holds the records of
+    :class:`~pyro_ebm.objectives.Monitor`, and the step size. The monitor stops a run that diverges,
+    and leaves the energy as it was at the last sound step.
 
     **Drawing.** Each draw is the end of a chain of its own, of ``warmup_steps + num_draws`` steps
     of the sampler, which leaves the learned law exactly invariant. Chains start where the
@@ -113,7 +113,7 @@ class EBM(Generative):
         kernel, acceptance = self.objective.kernel, info.accept_prob.mean().item()
         if kernel.adapt_step_size:
             kernel.step_size *= math.exp(0.1 * (acceptance - kernel.target_accept_prob))
-        return {"acceptance": acceptance, "step size": kernel.step_size}
+        return {"step size": kernel.step_size}
 
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
