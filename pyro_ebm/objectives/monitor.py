@@ -242,8 +242,8 @@ class Monitor:
             if self._stays(f"gap {site}", abs(now["energy gap"][-1]) > limit, self.patience):
                 return _Alarm(
                     f"the energy gap {site}, data less chains, is {now['energy gap'][-1]:.4g} "
-                    f"nats, and has been beyond ±{limit:.4g} for {self.patience} steps; its usual "
-                    f"size was {usual:.2g}",
+                    f"nats, and has been beyond ±{limit:.4g} for {self.patience} steps (its usual "
+                    f"size before: {usual:.2g})",
                     "gap",
                 )
         if "chain spread" in now:
@@ -289,7 +289,7 @@ class Monitor:
         self.num_steps, self._latest = good.step, good
         self._signs.clear()
         raise TrainingDiverged(
-            f"training diverged: {alarm.seen} at step {step}. Parameters, optimizer, chains and "
+            f"training diverged: {alarm.seen}, at step {step}. Parameters, optimizer, chains and "
             f"the kernel's step size are back where they were after {good.step} steps; try "
             f"{ADVICE[alarm.kind]}",
             step,

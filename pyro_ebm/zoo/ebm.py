@@ -35,8 +35,8 @@ class EBM(Generative):
     on the log scale, where :math:`a` is the acceptance of the chains' last step and :math:`a^*`
     the kernel's ``target_accept_prob``; a kernel with ``adapt_step_size=False``, or one that does
     not reject, is left alone. ``history`` holds the records of
-    :class:`~pyro_ebm.objectives.Monitor`, and the step size. The monitor stops a run that diverges,
-    and leaves the energy as it was at the last sound step.
+    :class:`~pyro_ebm.objectives.Monitor`, and the step size. The monitor stops a run that
+    diverges, and leaves the energy as it was at the last sound step.
 
     **Drawing.** Each draw is the end of a chain of its own, of ``warmup_steps + num_draws`` steps
     of the sampler, which leaves the learned law exactly invariant. Chains start where the
