@@ -16,6 +16,7 @@ from pyro_ebm.energies import (
     GaussianMixture,
     Laplace,
     TwoModes,
+    Whitened,
     mixture,
 )
 
@@ -49,6 +50,9 @@ ENERGIES_EXACT = {
         [Banana(scale=1.0, curvature=0.5), Gaussian(tensor([2.0, 0.0]), tensor([4.0, 1.0]))],
         [0.35, 0.65],
     ),
+    "whitened": lambda: Whitened(
+        Banana(scale=1.0, curvature=0.4), tensor([2.0, -1.0]), tensor([[1.5, 0.0], [-0.6, 0.5]])
+    ),
 }
 """Energies with exact log_z() and sample()."""
 
@@ -57,6 +61,9 @@ ENERGIES_NEURAL = {
     "mlp_number": lambda: MLP(event_shape=(), hidden_sizes=(8,)),
     "mlp_matrix": lambda: MLP(event_shape=(2, 3), hidden_sizes=(8,), base_scale=2.0),
     "conv": lambda: Conv(event_shape=(1, 4, 5), channels=(3, 4)),
+    "whitened_mlp": lambda: Whitened(
+        MLP((2,), (8,)), tensor([2.0, -1.0]), tensor([[1.5, 0.0], [-0.6, 0.5]])
+    ),
     "sum": lambda: MLP((2,), (8,)) + Gaussian(tensor([1.0, 0.0]), 2.0),
     "sum_with_callable": lambda: MLP((2,), (8,)) + (lambda x: x.pow(4).sum(-1)),
     "weighted": lambda: 0.3 * MLP((2,), (8,)),
