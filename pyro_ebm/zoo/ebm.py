@@ -14,8 +14,12 @@ from torch.distributions import biject_to
 from typing_extensions import Self
 
 from ..distributions import Boltzmann
+from ..energies.analytic import Gaussian
 from ..energies.base import Energy
+from ..energies.neural import MLP
+from ..energies.whitened import Whitened
 from ..kernels.base import Kernel
+from ..kernels.hamiltonian import HMC
 from ..kernels.langevin import MALA
 from ..mcmc import MCMC
 from ..objectives.base import Objective, no_guide
@@ -84,6 +88,95 @@ class EBM(Generative):
         self.sampler = MALA(step_size=0.01) if sampler is None else sampler
         self.warmup_steps = warmup_steps
         self.num_draws = num_draws
+
+    @classmethod
+    def for_plane(cls, x: Tensor) -> Self:
+        """Makes a model of points of the plane that needs no tuning.
+
+        A network tilts a wide Gaussian in the units of the data; persistent chains of MALA train
+        it, and the parameters are averaged. PLANE_NUMBERS
+
+        Args:
+            x: The points to be fitted to, with shape ``(n, 2)``: their moments set the units.
+
+        Returns:
+            A model to ``fit``.
+
+        Raises:
+            ValueError: If the shape is another, a value not finite or the covariance singular.
+
+        Example:
+            >>> import pyro_ebm as ebm
+            >>> EBM.for_plane(ebm.datasets.two_moons(100)).training_plan.num_steps
+            1500
+        """
+        check_data("x", x, (2,))
+        energy = Whitened.by_data(MLP((2,), (128, 128), base_scale=2.0), x)
+        objective = PersistentCD(MALA(step_size=0.1), num_chains=256, num_steps=5)
+        return cls(energy, objective, Training(1500, batch_size=256, lr=1e-2, ema=0.99))
+
+    @classmethod
+    def for_table(cls, x: Tensor) -> Self:
+        """Makes a model of rows of real columns that needs no tuning.
+
+        Columns may have scales of their own and be correlated: a network tilts a Gaussian with
+        their mean and covariance, in whitened units. TABLE_NUMBERS
+
+        Args:
+            x: The rows to be fitted to, with shape ``(n, columns)``: their moments set the units.
+
+        Returns:
+            A model to ``fit``.
+
+        Raises:
+            ValueError: If the shape is another, a value not finite or the covariance singular.
+
+        Example:
+            >>> EBM.for_table(torch.randn(100, 13)).event_shape
+            torch.Size([13])
+        """
+        if x.dim() != 2:
+            raise ValueError(f"x must have shape (n, columns), got {tuple(x.shape)}")
+        check_data("x", x, x.shape[1:])
+        energy = Whitened.by_data(MLP(x.shape[1:], (128, 128), base_scale=1.0), x)
+        kernel = HMC(step_size=0.3, num_steps=5, target_accept_prob=0.7)
+        objective = PersistentCD(kernel, num_chains=256, num_steps=2)
+        plan = Training(1000, batch_size=128, lr=1e-3, clip_norm=1.0, ema=0.99)
+        return cls(energy, objective, plan, sampler=kernel)
+
+    @classmethod
+    def for_images(cls, x: Tensor) -> Self:
+        """Makes a model of small images, digits for one, that needs no tuning.
+
+        A network tilts a Gaussian with the mean and covariance of the pixels, so that it learns
+        only what is not Gaussian about them; persistent chains of HMC train it. It is the model of
+        ``examples/digits_ebm_vs_vae.py``. Pixels must vary: give integer grey levels some noise.
+
+        Args:
+            x: The images to be fitted to, with shape ``(n, channels, height, width)``.
+
+        Returns:
+            A model to ``fit``.
+
+        Raises:
+            ValueError: If the shape is another, a value not finite or the covariance singular.
+
+        Example:
+            >>> EBM.for_images(torch.randn(100, 1, 4, 4)).event_shape
+            torch.Size([1, 4, 4])
+        """
+        if x.dim() != 4:
+            raise ValueError(
+                f"x must have shape (n, channels, height, width), got {tuple(x.shape)}"
+            )
+        check_data("x", x, x.shape[1:])
+        units = Whitened.by_data(MLP((x[0].numel(),), ()), x.flatten(1))
+        moments = Gaussian(x.mean(0), torch.cholesky_inverse(units.scale_tril))
+        network = MLP(x.shape[1:], (256, 256), base_scale=100 * x.std().item())
+        narrowest = torch.linalg.matrix_norm(moments.precision, 2).rsqrt().item()
+        kernel = HMC(step_size=0.7 * narrowest, num_steps=5, target_accept_prob=0.7)
+        objective = PersistentCD(kernel, num_chains=256, num_steps=4, reinit_prob=0.002)
+        return cls(network + moments, objective, Training(2500, clip_norm=1.0), sampler=kernel)
 
     def fit(self, x: Tensor, progress: bool = True) -> Self:  # noqa: D102
         check_data("x", x, self.event_shape)
