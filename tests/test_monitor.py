@@ -22,7 +22,6 @@ from pyro_ebm.objectives import (
     TrainingDiverged,
 )
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")  # Pyro's own
 
 

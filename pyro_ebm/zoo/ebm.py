@@ -96,8 +96,8 @@ class EBM(Generative):
 
         A network tilts a wide Gaussian, in whitened units; denoising score matching trains it,
         without chains that could fail to keep up, and the parameters are averaged. It learns the
-        law of the data blurred by 0.07 of their spread, and is nearly blind to the weights of modes
-        with nothing between them: for those use
+        law of the data blurred by 0.07 of their spread, and is nearly blind to the weights of
+        modes with nothing between them: for those use
         :class:`~pyro_ebm.objectives.PersistentCD` with ``reinit_prob``.
 
         Args:
