@@ -8,7 +8,7 @@ when a figure is drawn.
 
 from __future__ import annotations
 
-__all__ = ["histograms", "landscape", "sample_grids", "traces", "training_curves"]
+__all__ = ["histograms", "landscape", "sample_grids", "traces", "training", "training_curves"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -132,10 +132,48 @@ def _window(sets: list[Tensor]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draws what was recorded in training: a row for each model, a panel for each record.
+RECORDS = [
+    ("loss (nats per example)", ["loss"]),
+    ("surrogate loss (no progress)", ["surrogate loss"]),
+    ("contrastive loss (no progress)", ["contrastive loss"]),
+    ("energy gap (nats, no progress)", ["energy gap"]),
+    ("energy (nats)", ["data energy", "chain energy"]),
+    ("acceptance", ["acceptance"]),
+    ("gradient norm", ["gradient norm"]),
+    ("chains, in spreads of the data", ["chain distance", "chain spread"]),
+]
+"""The panels of training: what is on the axis, and the records that share it."""
 
-    The grey line is the record, the black one its running mean over a hundredth of the steps.
+
+def training(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Draws one training run: its loss by the right name, energies, acceptance and gradients.
+
+    Args:
+        history: The records by name, one number for each step: those of a
+            :class:`~pyro_ebm.objectives.Monitor`, of an error that it raised or of a model of the
+            zoo.
+
+    Raises:
+        ValueError: If there is no record.
+
+    Example:
+        >>> figure = training({"contrastive loss": [0.3, 0.1], "acceptance": [0.9, 0.6]})
+        >>> [ax.get_ylabel() for ax in figure.get_axes()]
+        ['contrastive loss (no progress)', 'acceptance']
+    """
+    panels = _shared(history)
+    if not panels:
+        raise ValueError("history is empty; make a step first")
+    figure, axes = _panels(len(panels), width=3.2, height=2.2, columns=min(3, len(panels)))
+    for ax, (label, records) in zip(axes, panels.items(), strict=True):
+        _draw_records(ax, label, records)
+    return figure
+
+
+def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draws what was recorded in training: a row for each model, a panel for each quantity.
+
+    The grey line is the record, the dark one its running mean over a hundredth of the steps.
 
     Args:
         histories: For each model, its records by name, one number for each step.
@@ -145,23 +183,41 @@ def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> F
         >>> figure.get_axes()[0].get_ylabel()
         'loss (nats per example)'
     """
-    columns = max(map(len, histories.values()))
-    figure, axes = _panels(len(histories) * columns, width=3.2, height=2.2, columns=columns)
-    for row, (model, history) in enumerate(histories.items()):
-        for column in range(columns):
-            ax = axes[row * columns + column]
-            if column >= len(history):
-                ax.axis("off")
-                continue
-            name, record = list(history.items())[column]
-            width = max(1, len(record) // 100)
-            mean = torch.tensor(record).unfold(0, width, 1).mean(-1).tolist()
-            ax.plot(record, color="#bbbbbb", linewidth=0.5)
-            ax.plot(range(width - 1, len(record)), mean, color="black", linewidth=1.2)
-            unit = " (nats per example)" if name == "loss" else ""
-            ax.set(title=model, xlabel="training step", ylabel=name + unit)
-            _clip(ax, mean)
+    rows = {model: _shared(history) for model, history in histories.items()}
+    columns = max(map(len, rows.values()))
+    figure, axes = _panels(len(rows) * columns, width=3.2, height=2.2, columns=columns)
+    for row, (model, panels) in enumerate(rows.items()):
+        here = axes[row * columns : (row + 1) * columns]
+        for ax, (label, records) in zip(here, panels.items(), strict=False):
+            _draw_records(ax, label, records)
+            ax.set_title(model)
+        for ax in here[len(panels) :]:
+            ax.axis("off")
     return figure
+
+
+def _shared(history: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
+    """Groups the records that share an axis, by what stands on it; others stand alone."""
+    panels: dict[str, dict[str, Sequence[float]]] = {}
+    for name, record in history.items():
+        label = next((label for label, names in RECORDS if name in names), name)
+        panels.setdefault(label, {})[name] = record
+    return panels
+
+
+def _draw_records(ax: Axes, label: str, records: Mapping[str, Sequence[float]]) -> None:
+    means = []
+    for (name, record), (colour, dash) in zip(records.items(), cycle(STYLES), strict=False):
+        width = max(1, len(record) // 100)
+        mean = torch.tensor(record, dtype=torch.float64).unfold(0, width, 1).mean(-1).tolist()
+        ax.plot(record, color="#bbbbbb", linewidth=0.5)
+        steps = range(width - 1, len(record))
+        ax.plot(steps, mean, color=colour, linestyle=dash, linewidth=1.2, label=name)
+        means += [value for value in mean if math.isfinite(value)]
+    ax.set(xlabel="training step", ylabel=label)
+    if means:
+        _clip(ax, means)
+    _legend(ax)
 
 
 def _clip(ax: Axes, mean: list[float]) -> None:

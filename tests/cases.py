@@ -17,6 +17,7 @@ from pyro_ebm.energies import (
     GaussianMixture,
     Laplace,
     TwoModes,
+    Whitened,
     mixture,
 )
 
@@ -50,6 +51,9 @@ ENERGIES_EXACT = {
         [Banana(scale=1.0, curvature=0.5), Gaussian(tensor([2.0, 0.0]), tensor([4.0, 1.0]))],
         [0.35, 0.65],
     ),
+    "whitened": lambda: Whitened(
+        Banana(scale=1.0, curvature=0.4), tensor([2.0, -1.0]), tensor([[1.5, 0.0], [-0.6, 0.5]])
+    ),
 }
 """Energies with exact log_z() and sample()."""
 
@@ -63,6 +67,9 @@ ENERGIES_NEURAL = {
     ),
     "classifier_image": lambda: Classifier(
         (1, 2, 3), nn.Sequential(nn.Conv2d(1, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6, 4))
+    ),
+    "whitened_mlp": lambda: Whitened(
+        MLP((2,), (8,)), tensor([2.0, -1.0]), tensor([[1.5, 0.0], [-0.6, 0.5]])
     ),
     "sum": lambda: MLP((2,), (8,)) + Gaussian(tensor([1.0, 0.0]), 2.0),
     "sum_with_callable": lambda: MLP((2,), (8,)) + (lambda x: x.pow(4).sum(-1)),

@@ -18,6 +18,14 @@ FIGURES = {
     "training": lambda: plotting.training_curves(
         {"ebm": {"loss": [3.0, 2.0, 1.0] * 99, "acceptance": [0.5] * 297}, "vae": {"loss": [1.0]}}
     ),
+    "one training": lambda: plotting.training(
+        {
+            "contrastive loss": [0.1, -0.2, float("nan")],
+            "data energy": [3.0, 2.0, 1.0],
+            "chain energy": [2.9, 2.2, 1.0],
+            "energy gap of x": [0.1, -0.2, 0.0],
+        }
+    ),
     "traces": lambda: plotting.traces({"lp (nats)": torch.randn(9, 30), "x": torch.randn(9, 30)}),
     "landscape": lambda: plotting.landscape(
         {"bowl": lambda x: x.square().sum(-1), "steep": lambda x: x.norm(dim=-1)}, POINTS
@@ -38,6 +46,14 @@ def test_every_axis_is_labelled(name):
     for ax in FIGURES[name]().get_axes():
         if ax.axison:
             assert ax.get_ylabel()
+
+
+def test_a_loss_that_is_no_progress_says_so():
+    figure = FIGURES["one training"]()
+    labels = [ax.get_ylabel() for ax in figure.get_axes() if ax.axison]
+    assert labels == ["contrastive loss (no progress)", "energy (nats)", "energy gap of x"]
+    legend = figure.get_axes()[1].get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["data energy", "chain energy"]
 
 
 def test_no_figure_enters_the_global_state():
@@ -62,3 +78,5 @@ def test_what_cannot_be_drawn_is_refused():
         plotting.sample_grids({"data": torch.rand(9, 5)})
     with pytest.raises(ValueError, match=r"draws\['x'\] must have shape \(chain, draw\)"):
         plotting.traces({"x": torch.rand(9, 5, 2)})
+    with pytest.raises(ValueError, match="history is empty"):
+        plotting.training({})

@@ -4,6 +4,7 @@ from .analytic import Gaussian, GaussianMixture, Laplace
 from .base import Energy, Mixture, Scaled, Sum, Tempered, mixture
 from .landscapes import Banana, DoubleWell, Funnel, TwoModes
 from .neural import MLP, Classifier, Conv
+from .whitened import Whitened
 
 __all__ = [
     "MLP",
@@ -21,5 +22,6 @@ __all__ = [
     "Sum",
     "Tempered",
     "TwoModes",
+    "Whitened",
     "mixture",
 ]

@@ -9,12 +9,13 @@ surrogate in the place of each learnable unnormalised site of a model and leaves
 
 from __future__ import annotations
 
-__all__ = ["Objective", "no_guide", "register_module"]
+__all__ = ["CONTRASTIVE", "LIKELIHOOD", "Evaluation", "Objective", "no_guide", "register_module"]
 
 import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -29,6 +30,23 @@ from ..distributions import Boltzmann, base_distribution
 from ..energies.base import check_energy, module_of, trainable_parameters
 from ..guards import unconstrained_parameter
 from .conditions import check_uses_conditions
+
+CONTRASTIVE = "contrastive loss"
+"""What a loss is called that is the energy of data less that of chains: no measure of progress."""
+
+LIKELIHOOD = "negative log-likelihood"
+"""What a loss is called that is that, or an estimate of it."""
+
+
+class Evaluation(NamedTuple):
+    """What an objective was asked of a site, and what it said."""
+
+    boltzmann: Boltzmann
+    """The distribution whose energy learns."""
+    x: Tensor
+    """The value of the site, with shape ``(*batch, *event)``."""
+    surrogate: Tensor
+    """The surrogate in nats, with shape ``(*batch,)``, without a gradient."""
 
 
 def no_guide(*args: object, **kwargs: object) -> None:
@@ -48,6 +66,9 @@ class Objective(ELBO):
         elbo: The ELBO that takes care of the rest of the model.
     """
 
+    loss_name: str = "surrogate loss"
+    """What the value of the loss is, for records and figures."""
+
     serves_latents: bool = True
     """Whether the surrogate carries the gradient of log p to the value of the site."""
     serves_continuous: bool = True
@@ -57,6 +78,8 @@ class Objective(ELBO):
 
     def __init__(self, elbo: ELBO | None = None) -> None:
         super().__init__()
+        self.evaluations: dict[str, Evaluation] = {}
+        """What Pyro's last run of the model asked of each site."""
         self.elbo = Trace_ELBO() if elbo is None else elbo
         self._checked: set[tuple[int, bool]] = set()
 
@@ -160,6 +183,7 @@ class _Swap(Messenger):
 
     def __enter__(self) -> _Swap:
         self.seen = set()
+        self.objective.evaluations.clear()
         return super().__enter__()
 
     def _pyro_post_param(self, msg: dict) -> None:
@@ -220,6 +244,8 @@ class _Surrogate(Boltzmann):
 
     def log_prob(self, x: Tensor) -> Tensor:
         value = self.objective.surrogate(self.boltzmann, x, self.name)
+        seen = Evaluation(self.boltzmann, x.detach(), value.detach())
+        self.objective.evaluations[self.name] = seen
         if module_of(self.energy) is None and torch.is_grad_enabled():
             _check_leaves(value, x, self.name)
         return value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))

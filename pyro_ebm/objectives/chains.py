@@ -16,7 +16,7 @@ from ..energies.base import module_of
 from ..kernels.base import Kernel
 from ..kernels.transition import Info, State, run, seeded_generator
 from ..potential import Potential
-from .base import Objective
+from .base import CONTRASTIVE, Objective
 
 
 class Contrastive(Objective):
@@ -92,6 +92,8 @@ def unconstrained_data(boltzmann: Boltzmann, x: Tensor) -> Tensor:
 
 class OneChainEach(Contrastive):
     """An objective with a chain of its own for each datum."""
+
+    loss_name = CONTRASTIVE
 
     def start(self, z: Tensor, name: str) -> Tensor:
         """Says where chains begin, given the data ``z (n, D)`` in unconstrained space."""

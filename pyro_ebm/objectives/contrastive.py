@@ -20,6 +20,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..potential import Potential
+from .base import CONTRASTIVE
 from .chains import OneChainEach, Persistent, unconstrained_data
 
 
@@ -154,6 +155,8 @@ class PersistentCD(Persistent):
         >>> objective.chains["x"].shape
         torch.Size([64, 2])
     """
+
+    loss_name = CONTRASTIVE
 
     def __init__(
         self,

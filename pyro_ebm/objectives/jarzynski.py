@@ -15,6 +15,7 @@ from ..distributions import Boltzmann
 from ..kernels.langevin import ULA
 from ..kernels.transition import Info, State, normal_like
 from ..potential import Potential
+from .base import LIKELIHOOD
 from .chains import Persistent, unconstrained_data
 
 
@@ -77,6 +78,8 @@ class Jarzynski(Persistent):
         >>> objective.chains["x"].shape, objective.log_weights["x"].shape
         (torch.Size([1000, 2]), torch.Size([1000]))
     """
+
+    loss_name = LIKELIHOOD
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from torch.distributions import biject_to
 
 from ..distributions import Boltzmann
 from ..summation import MAX_POINTS, enumerate_support, fit_grid, log_z_of_grid
-from .base import Objective
+from .base import LIKELIHOOD, Objective
 
 
 class MaximumLikelihood(Objective):
@@ -54,6 +54,7 @@ class MaximumLikelihood(Objective):
     """
 
     serves_discrete = True
+    loss_name = LIKELIHOOD
 
     def __init__(
         self, half_width: float = 50.0, tol: float = 1e-6, elbo: ELBO | None = None

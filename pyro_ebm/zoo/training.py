@@ -15,6 +15,9 @@ from pyro.optim import LambdaLR
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..objectives.averaging import ExponentialAverage
+from ..objectives.monitor import Monitor
+
 
 @dataclass(frozen=True)
 class Training:
@@ -22,8 +25,8 @@ class Training:
 
     .. math:: \alpha_t = \alpha_0 \, \frac{1 + \cos(\pi t / T)}{2}
 
-    The vanishing rate averages the noise of the last steps away, as an average of the parameters
-    would.
+    The vanishing rate averages the noise of the last steps away; ``ema`` averages more of it, and
+    makes of a run that is cut short, or of a constant rate, a better model.
 
     Args:
         num_steps: The number of updates :math:`T`.
@@ -31,9 +34,12 @@ class Training:
         lr: The first learning rate :math:`\alpha_0`.
         betas: The decay rates of Adam's moments.
         clip_norm: The norm at which the gradient of each parameter tensor is cut.
+        ema: The decay rate of the average of the parameters
+            (:class:`~pyro_ebm.objectives.ExponentialAverage`) that the model ends with; without
+            one it ends with the last.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: If a number is not positive, or ``ema`` not between 0 and 1.
 
     Example:
         >>> Training(num_steps=100).lr
@@ -45,11 +51,14 @@ class Training:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = math.inf
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
 
     def optimizer(self) -> LambdaLR:
         """Makes the optimizer; its ``step`` lowers the rate."""
@@ -84,35 +93,32 @@ def train(
         after_step: Called after each update; what it returns is recorded.
 
     Returns:
-        The loss in nats per example, and what ``after_step`` returned, at each update.
+        What :class:`~pyro_ebm.objectives.Monitor` records, with the loss in nats per example, and
+        what ``after_step`` returned, at each update.
 
     Raises:
-        RuntimeError: If the loss is not finite.
+        TrainingDiverged: If training diverges; parameters are those of the last sound step.
     """
-    history: dict[str, list[float]] = {}
+    told: dict[str, list[float]] = {}
+    average = None
     optimizer = training.optimizer()
     with pyro.get_param_store().scope():
         svi = SVI(_per_example(model), _per_example(guide), optimizer, loss=loss)
+        monitor = Monitor(svi)
         with tqdm(range(training.num_steps), disable=not progress, leave=False) as steps:
             for step in steps:
                 batch = x[torch.randint(len(x), (training.batch_size,), device=x.device)]
-                loss_now = _finite_loss(svi, batch, step, training)
-                for name, value in {"loss": loss_now, **after_step()}.items():
-                    history.setdefault(name, []).append(value)
+                with pyro.validation_enabled(step == 0):  # later steps do what the first did
+                    monitor.step(batch)
+                for name, value in after_step().items():
+                    told.setdefault(name, []).append(value)
+                if training.ema is not None:
+                    average = average or ExponentialAverage(pyro.get_param_store(), training.ema)
+                    average.update()
                 optimizer.step()
-    return history
-
-
-def _finite_loss(svi: SVI, batch: Tensor, step: int, training: Training) -> float:
-    """Makes one update; only the first is validated by Pyro, later ones by the loss they leave."""
-    with pyro.validation_enabled(step == 0):
-        loss = float(svi.step(batch))
-    if not math.isfinite(loss):
-        raise RuntimeError(
-            f"training diverged: the loss is {loss} at step {step} of {training.num_steps}; try a "
-            f"smaller lr or clip_norm than {training.lr:g} and {training.clip_norm:g}"
-        )
-    return loss
+        if average is not None:
+            average.assign()
+    return monitor.history | told
 
 
 def _per_example(program: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
