@@ -138,10 +138,10 @@ class Graph(torch.nn.Module):
         return len(self._operations())
 
     @property
-    def num_numbers(self) -> int:
-        """How many numbers they make in all."""
+    def num_bytes(self) -> int:
+        """The size of all that they make."""
         made = tree_leaves([node.meta.get("val") for node in self._operations()])
-        return sum(value.numel() for value in made if isinstance(value, Tensor))
+        return sum(x.numel() * x.element_size() for x in made if isinstance(x, Tensor))
 
     def _operations(self) -> list[Node]:
         return [node for node in self.module.graph.nodes if node.op == "call_function"]

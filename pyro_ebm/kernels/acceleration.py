@@ -26,8 +26,8 @@ WORTH_COMPILING = 20.0
 """The seconds of steps to come above which the fifteen that compiling takes are well spent."""
 
 SECONDS_PER_OPERATION = 4e-6
-SECONDS_PER_NUMBER = 5e-10
-"""What an operation of a graph takes on a CPU, about, and each number that it makes."""
+SECONDS_PER_BYTE = 1.25e-10
+"""What an operation of a graph takes on a CPU, about, and each byte that it makes."""
 
 
 MOST_LEAPFROGS = 4096
@@ -169,7 +169,7 @@ class Runner:
         No clock is read, so that a seed gives the same run on every day.
         """
         graph = self.rung.fn
-        each = SECONDS_PER_OPERATION * graph.size + SECONDS_PER_NUMBER * graph.num_numbers
+        each = SECONDS_PER_OPERATION * graph.size + SECONDS_PER_BYTE * graph.num_bytes
         return self._steps_left * gradients.item() * each
 
     def _step_by_step(
