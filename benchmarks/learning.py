@@ -32,7 +32,7 @@ OTHERS = (
 )
 NUM_DATA = 50_000
 NEAR, FAR = 6.0, 12.0
-"""Half the sides of the squares: on the first lie the data, on the second models are looked for."""
+"""Half the sides of the squares where the data lie, and where models are looked for."""
 CELLS = 240
 """Of the near grid along each axis, and as many of the far one: edges of the board lie between."""
 LEFT = 0.01
@@ -158,16 +158,22 @@ def report(rows):
             if cells:
                 texts = [text_of(cells.get(target)) for target in TARGETS]
                 print(f"  {objective:19}{library:10}" + "".join(f"{t:>17}" for t in texts))
-    ours = {key[0]: cells for key, cells in found.items() if key[1] == OURS}
-    for (objective, library), cells in found.items():
-        for target, (kl, _) in cells.items():
-            mine = ours.get(objective, {}).get(target)
-            if library != OURS and mine and mine[0] > kl:
-                print(f"behind {library}: {objective}, {target}: {mine[0]:.3f} against {kl:.3f}")
+    for line in behind(found):
+        print(line)
     for row in rows:
         if "failed" in row:
             print(f"FAILED {row['library']}, {row['objective']}, {row['target']}: {row['failed']}")
     print(state.span([row | {"ours": row["library"] == OURS} for row in rows]))
+
+
+def behind(found):
+    """Says where a peer has the lower divergence."""
+    for (objective, library), cells in found.items():
+        ours = found.get((objective, OURS), {})
+        for target, (kl, _) in cells.items():
+            if target in ours and ours[target][0] > kl:
+                mine = ours[target][0]
+                yield f"behind {library}: {objective}, {target}: {mine:.4f} against {kl:.4f}"
 
 
 def text_of(cell):

@@ -168,7 +168,8 @@ def time_steps(make, kept, updates):
     direction = [torch.from_numpy(kept[f"direction{i}"]) for i in range(6)]
     for _ in range(REPEATS):
         grads = torch.autograd.grad(loss(x), list(energy.parameters()), materialize_grads=True)
-        slopes.append(factor * sum((g * d).sum().item() for g, d in zip(grads, direction)))
+        along = [(g * d).sum().item() for g, d in zip(grads, direction, strict=True)]
+        slopes.append(factor * sum(along))
     for _ in range(10):
         update(x)  # compiles what is to be compiled
     seconds, cpu = [], []
