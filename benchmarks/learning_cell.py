@@ -109,6 +109,8 @@ def train(make, name, rate, kept, args):
         spent += (latest := counted(update) / unit)
         updates += 1
     while spent + latest <= args.budget:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * spent / args.budget))
         update()
         spent += latest
         updates += 1

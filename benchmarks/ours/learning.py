@@ -62,7 +62,8 @@ def ula():
 
 
 def pcd():
-    return o.PersistentCD(ula(), cell.CHAINS, cell.NUM_STEPS, reinit_prob=cell.RESTARTED)
+    how = {"reinit_prob": cell.RESTARTED, "reinit_from": "data"}
+    return o.PersistentCD(ula(), cell.CHAINS, cell.NUM_STEPS, **how)
 
 
 OBJECTIVES = {
