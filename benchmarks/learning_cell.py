@@ -1,9 +1,9 @@
 """A cell of the learning benchmarks: one library on one data set, or its training steps timed.
 
 Nothing but torch is imported, so that it runs where the peers live. All train the same module from
-the same weights on the same batches by Adam. The budget is counted for all by the same counter, as
-the multiplications in all passes forwards and backwards, in units of one gradient of the energy at
-one point.
+the same weights on the same batches by Adam, whose rate falls to zero along a cosine as the budget
+is spent. The budget is counted for all by the same counter, as the multiplications of matrices in
+all passes forwards and backwards, in units of one gradient of the energy at one point.
 """
 
 import argparse
