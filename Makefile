@@ -22,11 +22,11 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-all doctest lint format docs examples bench clean
+.PHONY: help setup demo test test-all doctest lint format docs examples bench bench-learning clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
-		printf '  make %-10s %s\n' "$$name" "$$what"; done
+		printf '  make %-15s %s\n' "$$name" "$$what"; done
 
 setup: $(DEV)  ## make .venv with everything that development needs
 
@@ -60,6 +60,11 @@ examples: $(DEV)  ## run every example, small
 
 bench: $(DEV) $(PEERS)  ## measure speed against the peers; leaves benchmarks/results/
 	$(PY) -m benchmarks --workers $(WORKERS) --seeds $(SEEDS)
+
+bench-learning: $(DEV) .venv-peers/torch/.done  ## how well and how fast energies are learned
+	$(PY) -m benchmarks training --rounds $(SEEDS)
+	$(PY) -m benchmarks learning
+	$(PY) -m benchmarks figure
 
 clean:  ## remove all that make has made, .venv included
 	rm -rf $(VENV) .venv-peers report build dist docs/_build docs/generated

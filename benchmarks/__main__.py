@@ -8,11 +8,13 @@ from benchmarks import (
     figure,
     first_draw,
     langevin,
+    learning,
     make_references,
     pool,
     posteriordb,
     sampling,
     scale,
+    training,
 )
 
 PARTS = {
@@ -23,6 +25,8 @@ PARTS = {
     "sampling": sampling,
     "figure": figure,
 }
+LEARNING = {"training": training, "learning": learning, "figure": figure}
+"""Not part of it either: how energies are learned, and how fast (`make bench-learning`)."""
 ONCE = {"chains": chains, "references": make_references}
 """Not part of a run: what they find is kept in files."""
 
@@ -33,12 +37,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="of sampling; rounds of other parts")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
-    for name, part in (PARTS | ONCE).items():
+    for name, part in (PARTS | LEARNING | ONCE).items():
         command = commands.add_parser(name, help=part.__doc__.splitlines()[0])
         part.add_arguments(command)
     args = parser.parse_args()
     if args.part:
-        (PARTS | ONCE)[args.part].main(args)
+        (PARTS | LEARNING | ONCE)[args.part].main(args)
         return
     workers, rounds = ["--workers", str(args.workers)], ["--rounds", str(args.seeds)]
     words = {

@@ -3,7 +3,7 @@
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from benchmarks import langevin, posteriordb, results, sampling, scale
+from benchmarks import langevin, learning, posteriordb, results, sampling, scale
 from benchmarks.samplers import SAMPLERS
 
 MARKERS = "osD^v<>Pp*hX8d"
@@ -21,6 +21,7 @@ def main(args):
         "sampling": (of_sampling, sampling.medians),
         "langevin": (of_langevin, langevin.medians),
         "scale": (of_scale, scale.medians),
+        "learning": (of_learning, learning.best),
         "posteriordb": (of_posteriordb, lambda rows: [row for row in rows if "failed" not in row]),
     }
     for name, (draw, table_of) in figures.items():
@@ -125,4 +126,31 @@ def of_posteriordb(rows):
     axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes[0].invert_yaxis()
     axes[1].legend()
+    return figure
+
+
+def of_learning(table):
+    """A column for each target: ours filled, others hollow, crossed out where mass left."""
+    names = [n for n in (*learning.COMMON, *learning.OTHERS) if any(n == key[0] for key in table)]
+    figure, axes = plt.subplots(1, len(learning.TARGETS), figsize=(14, 4.5), sharey=True)
+    for axis, target in zip(axes, learning.TARGETS, strict=True):
+        for (objective, library), cells in table.items():
+            if target not in cells:
+                continue
+            j = list(learning.LIBRARIES).index(library)
+            kl, left = cells[target]
+            style = {"color": "black", "marker": "x" if left else MARKERS[j], "linestyle": ""}
+            style["markerfacecolor"] = "black" if library == learning.OURS else "white"
+            axis.plot(kl, names.index(objective) + 0.2 * (j - 1), **style)
+        axis.set(xscale="log", title=target.replace("_", " "), xlabel="KL(truth || model), nats")
+        axis.grid(axis="x", color="0.9")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    handles = [
+        plt.Line2D([], [], color="black", linestyle="", marker=MARKERS[j], label=library,
+                   markerfacecolor="black" if library == learning.OURS else "white")
+        for j, library in enumerate(learning.LIBRARIES)
+    ]  # fmt: skip
+    handles.append(plt.Line2D([], [], color="black", linestyle="", marker="x", label="mass left"))
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     return figure

@@ -133,14 +133,14 @@ class Boltzmann(dist.TorchDistribution):
         """
         energy = self.energy(x)
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        if energy.shape not in (batch, torch.broadcast_shapes(batch, self.batch_shape)):
+        if energy.shape != batch and energy.shape != _joint(batch, self.batch_shape):
             raise ValueError(
                 f"energy must map x of shape {tuple(x.shape)} to shape {tuple(batch)}, one number "
                 f"of nats per point, got {tuple(energy.shape)}; a trailing dimension of one needs "
                 "squeeze(-1)"
             )
         log_density = -energy / self.temperature
-        return log_density.expand(torch.broadcast_shapes(log_density.shape, self.batch_shape))
+        return log_density.expand(_joint(log_density.shape, self.batch_shape))
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""Evaluates :math:`-E(x)/T - \log Z`, or :math:`-E(x)/T` where log Z is not known.
@@ -249,6 +249,11 @@ def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> No
             stacklevel=2,
         )
     pyro.factor(name, -value)
+
+
+def _joint(shape: torch.Size, other: torch.Size) -> torch.Size:
+    """Broadcasts two shapes, which are mostly the same or one of them empty."""
+    return shape if shape == other or not other else torch.broadcast_shapes(shape, other)
 
 
 def _is_one(temperature: float | Tensor) -> bool:

@@ -261,6 +261,8 @@ def test_registers_an_energy_that_the_model_did_not(objective):
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_surrogate_is_finite_of_batch_shape_and_reaches_the_energy(objective, batch):
+    if objective == "improved cd" and not batch:
+        pytest.skip("it measures the distances of chains, and there is one")
     energy = MLP((2,), (8,))
     value = OBJECTIVES[objective]().surrogate(ebm.Boltzmann(energy), torch.randn(*batch, 2))
     assert value.shape == batch

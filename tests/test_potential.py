@@ -10,6 +10,7 @@ from torch import tensor
 from torch.distributions import constraints
 
 import pyro_ebm as ebm
+from pyro_ebm.energies import Whitened
 from pyro_ebm.potential import Potential
 
 
@@ -66,6 +67,8 @@ def test_equals_pyros_own_potential(model):
 @pytest.mark.parametrize("name", ENERGIES_EXACT)
 def test_is_the_energy_on_the_real_line(name):
     energy = ENERGIES_EXACT[name]()
+    if isinstance(energy, Whitened):
+        pytest.skip("its own line is not that of x")
     potential = Potential.of(ebm.Boltzmann(energy, temperature=2.0))
     x = energy.sample(5)
     value, grad = potential.value_and_grad(potential.unconstrain({"x": x}))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Contrastive", "OneChainEach", "Persistent", "unconstrained_data"]
+__all__ = ["Contrastive", "OneChainEach", "Persistent", "constrained", "unconstrained_data"]
 
 import weakref
+from collections.abc import Sequence
 
 import torch
 from pyro.infer import ELBO
@@ -14,9 +15,11 @@ from torch.distributions import biject_to
 from ..distributions import Boltzmann
 from ..energies.base import module_of
 from ..kernels.base import Kernel
-from ..kernels.transition import Info, State, run, seeded_generator
+from ..kernels.transition import Info, run, seeded_generator
 from ..potential import Potential
 from .base import CONTRASTIVE, Objective
+from .compiled import CompiledSteps
+from .conditions import evaluate_each
 
 
 class Contrastive(Objective):
@@ -26,17 +29,22 @@ class Contrastive(Objective):
         kernel: A kernel without a target.
         num_steps: The number of steps per call.
         elbo: The ELBO that takes care of the rest of a model.
+        compile: Whether steps are compiled.
 
     Raises:
         ValueError: If ``num_steps`` is not positive.
     """
 
-    def __init__(self, kernel: Kernel, num_steps: int, elbo: ELBO | None) -> None:
+    def __init__(
+        self, kernel: Kernel, num_steps: int, elbo: ELBO | None, compile: bool = False
+    ) -> None:
         super().__init__(elbo)
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         self.kernel = kernel
         self.num_steps = num_steps
+        self.compile = compile
+        self._steps = CompiledSteps(kernel, num_steps)
         self.last_info: dict[str, Info] = {}
         """What happened in the last step of the chains of each site."""
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -49,12 +57,31 @@ class Contrastive(Objective):
             self._generators[device] = seeded_generator(device)
         return self._generators[device]
 
-    def move(self, potential: Potential, state: State, name: str) -> State:
-        """Moves the chains of a site by ``num_steps`` steps of the kernel."""
-        generator = self.generator(state.z.device)
+    def move(
+        self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str
+    ) -> Tensor:
+        """Moves the chains of a site by ``num_steps`` steps of the kernel.
+
+        Args:
+            boltzmann: The distribution of one point, or of the batch.
+            batch_shape: The shape of the batch; there are as many chains as it has elements.
+            z: Where they begin, in unconstrained space, with shape ``(C, D)``.
+            name: The site.
+
+        Returns:
+            Where they are then.
+        """
+        generator = self.generator(z.device)
+        if self.compile:
+            walk = self._steps.find(boltzmann, batch_shape, z, name)
+            if walk is not None:
+                z, self.last_info[name] = walk(z, generator)
+                return z
+        potential = Potential.of_batch(boltzmann, batch_shape, z)
+        state = self.kernel.init(potential, z)
         for moved, info in run(self.kernel, potential, state, self.num_steps, generator):
             state, self.last_info[name] = moved, info
-        return state
+        return state.z
 
     def fresh(self, z: Tensor, num_chains: int, name: str) -> Tensor:
         """Draws noise with the mean and spread of the first data that the site had.
@@ -90,6 +117,12 @@ def unconstrained_data(boltzmann: Boltzmann, x: Tensor) -> Tensor:
     return biject_to(boltzmann.support).inv(rows).reshape(len(rows), -1)
 
 
+def constrained(boltzmann: Boltzmann, z: Tensor) -> Tensor:
+    """Maps chains ``(C, D)`` to points ``(C, *event)``, the reverse of that."""
+    bijection = biject_to(boltzmann.support)
+    return bijection(z.reshape(-1, *bijection.inverse_shape(boltzmann.event_shape)))
+
+
 class OneChainEach(Contrastive):
     """An objective with a chain of its own for each datum."""
 
@@ -102,12 +135,11 @@ class OneChainEach(Contrastive):
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
-        potential = Potential.of_batch(boltzmann, batch_shape, x)
         start = self.start(unconstrained_data(boltzmann, x), name)
-        state = self.kernel.init(potential, start)
-        z = self.move(potential, state, name).z
-        x_neg = potential.constrain(z)["x"].reshape(x.shape)
-        return boltzmann.log_density(x) - boltzmann.log_density(x_neg)
+        z = self.move(boltzmann, batch_shape, start, name)
+        x_neg = constrained(boltzmann, z).reshape(x.shape)
+        both = evaluate_each(Boltzmann.log_density, boltzmann, torch.stack([x, x_neg]))
+        return both[0] - both[1]
 
 
 class Persistent(Contrastive):
@@ -118,13 +150,21 @@ class Persistent(Contrastive):
         num_chains: The number of chains C.
         num_steps: The number of steps per update.
         elbo: The ELBO that takes care of the rest of a model.
+        compile: Whether steps are compiled.
 
     Raises:
         ValueError: If a count is not positive.
     """
 
-    def __init__(self, kernel: Kernel, num_chains: int, num_steps: int, elbo: ELBO | None) -> None:
-        super().__init__(kernel, num_steps, elbo)
+    def __init__(
+        self,
+        kernel: Kernel,
+        num_chains: int,
+        num_steps: int,
+        elbo: ELBO | None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(kernel, num_steps, elbo, compile)
         if num_chains < 1:
             raise ValueError(f"num_chains must be at least 1, got {num_chains}")
         self.num_chains = num_chains

@@ -15,13 +15,12 @@ __all__ = ["ContrastiveDivergence", "PersistentCD", "ShortRun"]
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
-from ..potential import Potential
 from .base import CONTRASTIVE
-from .chains import OneChainEach, Persistent, unconstrained_data
+from .chains import OneChainEach, Persistent, constrained, unconstrained_data
 
 
 class ContrastiveDivergence(OneChainEach):
@@ -47,6 +46,7 @@ class ContrastiveDivergence(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
+        compile: Whether the steps are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite or
@@ -60,8 +60,15 @@ class ContrastiveDivergence(OneChainEach):
         torch.Size([7])
     """
 
-    def __init__(self, kernel: Kernel, num_steps: int = 1, elbo: ELBO | None = None) -> None:
-        super().__init__(kernel, num_steps, elbo)
+    def __init__(
+        self,
+        kernel: Kernel,
+        num_steps: int = 1,
+        elbo: ELBO | None = None,
+        *,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(kernel, num_steps, elbo, compile)
 
 
 class ShortRun(OneChainEach):
@@ -92,6 +99,7 @@ class ShortRun(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
+        compile: Whether the steps are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite, if
@@ -105,8 +113,15 @@ class ShortRun(OneChainEach):
         torch.Size([7])
     """
 
-    def __init__(self, kernel: Kernel, num_steps: int = 100, elbo: ELBO | None = None) -> None:
-        super().__init__(kernel, num_steps, elbo)
+    def __init__(
+        self,
+        kernel: Kernel,
+        num_steps: int = 100,
+        elbo: ELBO | None = None,
+        *,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(kernel, num_steps, elbo, compile)
 
     def start(self, z: Tensor, name: str) -> Tensor:  # noqa: D102
         return self.fresh(z, len(z), name)
@@ -141,6 +156,12 @@ class PersistentCD(Persistent):
         reinit_prob: The probability with which a chain begins anew, per update.
         elbo: The ELBO that takes care of the rest of a model.
         reinit_from: Where such a chain begins: "noise" or "data".
+        compile: Whether the steps of the chains are compiled into native code, with the same
+            noise and the same numbers to rounding. It takes about half a minute at the first
+            update, and again where the number of chains or a setting of the energy changes;
+            parameters may move in place as they like. An energy that reads Python state beyond
+            the numbers and tensors of its modules must stay eager; one that is a closure or
+            conditional does, with a warning.
 
     Raises:
         ValueError: If a count is not positive, ``reinit_prob`` not in [0, 1] or ``reinit_from``
@@ -167,8 +188,9 @@ class PersistentCD(Persistent):
         elbo: ELBO | None = None,
         *,
         reinit_from: str = "noise",
+        compile: bool = False,
     ) -> None:
-        super().__init__(kernel, num_chains, num_steps, elbo)
+        super().__init__(kernel, num_chains, num_steps, elbo, compile)
         if reinit_from not in ("noise", "data"):
             raise ValueError(f'reinit_from must be "noise" or "data", got {reinit_from!r}')
         if not 0 <= reinit_prob <= 1:
@@ -180,16 +202,14 @@ class PersistentCD(Persistent):
         self.check(boltzmann, x, name)
         self.check_owner(boltzmann, name)
         one = boltzmann.expand(())
-        potential = Potential.of_batch(one, (self.num_chains,), x)
         if name not in self.chains:
             self.chains[name] = self.fresh(unconstrained_data(boltzmann, x), self.num_chains, name)
         if torch.is_grad_enabled():
             if self.reinit_prob:
                 self._reinitialize(unconstrained_data(boltzmann, x), name)
-            state = self.kernel.init(potential, self.chains[name])
-            self.chains[name] = self.move(potential, state, name).z
-        x_neg = potential.constrain(self.chains[name])["x"]
-        return boltzmann.log_density(x) - one.log_density(x_neg).mean()
+            self.chains[name] = self.move(one, (self.num_chains,), self.chains[name], name)
+        x_neg = constrained(boltzmann, self.chains[name])
+        return _contrast(boltzmann, x, x_neg)
 
     def _reinitialize(self, data: Tensor, name: str) -> None:
         chains = self.chains[name]
@@ -202,3 +222,15 @@ class PersistentCD(Persistent):
             begun = data[rows.random_(0, len(data), generator=generator)]
         anew = (u < self.reinit_prob).unsqueeze(-1)
         self.chains[name] = torch.where(anew, begun, chains)
+
+
+def _contrast(boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> Tensor:
+    """Evaluates data less the mean over chains, in one pass where the energy is one for both."""
+    batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
+    one = boltzmann.expand(())
+    is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
+    if not is_one_law or boltzmann.batch_shape not in (batch, ()):
+        return boltzmann.log_density(x) - one.log_density(x_neg).mean()
+    rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
+    of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
+    return of_data.reshape(batch) - of_chains.mean()

@@ -1,0 +1,180 @@
+"""How well energies are learned: five densities on the plane, one network, one budget.
+
+All objectives of a library train the same network from the same weights on the same batches until
+the same budget is spent, at the same learning rates, of which the best counts. The judge is the
+divergence of the energy, normalised on a grid, from the density that the data were drawn from.
+"""
+
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import process, results, state
+from pyro_ebm import datasets
+
+TARGETS = ("rings", "two_moons", "checkerboard", "pinwheel", "eight_gaussians")
+OURS = "pyro_ebm"
+LIBRARIES = {
+    OURS: ("own", "benchmarks.ours.learning"),
+    "torchebm": ("torch", "benchmarks.peers.torchebm_learning"),
+    "ebmkit": ("torch", "benchmarks.peers.ebmkit_learning"),
+}
+COMMON = ("CD", "PCD", "DSM", "SSM")
+"""The objectives that all libraries have."""
+OTHERS = (
+    *("short run", "improved CD", "Jarzynski", "SM", "NCE", "conditional NCE"),
+    *("flow-contrastive", "adversarial", "energy discrepancy", "maximum likelihood"),
+)
+NUM_DATA = 50_000
+NEAR, FAR = 6.0, 12.0
+"""Half the sides of the squares where the data lie, and where models are looked for."""
+CELLS = 240
+"""Of the near grid along each axis, and as many of the far one: edges of the board lie between."""
+LEFT = 0.01
+"""The share of a model's mass in the far square alone above which it is said to have left."""
+
+
+def add_arguments(parser):
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=1e7, help="gradients of the energy")
+    parser.add_argument("--rates", default="0.001,0.003", help="learning rates, with commas")
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--objectives", default=",".join((*COMMON, *OTHERS)))
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds of one process")
+
+
+def main(args):
+    about = results.about("learning", budget=args.budget, rates=args.rates, dtype="float32")
+    codes = {name: code_of(name) for name in LIBRARIES}
+    rows = state.kept("learning", about, lambda row: row["code"] == codes[row["library"]])
+    for seed in range(args.seeds):
+        for target in args.targets.split(","):
+            for library, (environment, module) in LIBRARIES.items():
+                if not process.exists(environment):
+                    print(f"left out: {library} (`make bench-learning` installs it)")
+                    continue
+                known = COMMON + (OTHERS if library == OURS else ())
+                done = {row["objective"] for row in rows if is_cell(row, library, target, seed)}
+                names = [n for n in args.objectives.split(",") if n in known and n not in done]
+                if not names:
+                    continue
+                here = {"library": library, "target": target, "seed": seed}
+                stamp = state.stamp(codes[library])
+                for row in measure(environment, module, target, names, seed, args):
+                    rows.append(here | row | stamp)
+                results.save("learning", about, rows)
+                print(f"{target}, {library}, seed {seed}: done", flush=True)
+    report(rows)
+
+
+def code_of(library):
+    own = [f"{LIBRARIES[library][1].replace('.', '/')}.py"]
+    files = [*own, *(["pyro_ebm/**/*.py"] if library == OURS else [])]
+    return state.digest("benchmarks/learning_cell.py", "pyro_ebm/datasets.py", *files)
+
+
+def is_cell(row, library, target, seed):
+    return (row["library"], row["target"], row["seed"]) == (library, target, seed)
+
+
+def measure(environment, module, target, names, seed, args):
+    """Rows of one library, one for each objective and rate."""
+    toy = getattr(datasets, target)
+    generator = torch.Generator().manual_seed(seed)
+    near, far = grid(NEAR), grid(FAR)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data.npz"
+        x = toy(NUM_DATA, generator=generator).float()
+        np.savez(data, x=x.numpy(), near=near.float().numpy(), far=far.float().numpy())
+        words = {"data": data, "out": folder, "names": ",".join(names), "rates": args.rates}
+        words |= {"budget": args.budget, "seed": seed}
+        try:
+            found = json.loads(process.run(environment, module, words, args.limit))
+        except process.Failed as failure:
+            print(f"{target}, {module}: {failure}")
+            return []
+        rows = []
+        for row in found["found"]:
+            judged = {}
+            if "failed" not in row:
+                energies = np.load(row.pop("energies"))
+                judged = judge(toy.log_prob(near), energies["near"], energies["far"])
+            rows.append(row | judged | {"engine": found["engine"]})
+    return rows
+
+
+def grid(half_width):
+    """Midpoints of cells, in float64, with shape ``(CELLS^2, 2)``."""
+    width = 2 * half_width / CELLS
+    middle = -half_width + width * (torch.arange(CELLS, dtype=torch.float64) + 0.5)
+    return torch.cartesian_prod(middle, middle)
+
+
+def judge(log_p, near, far):
+    """The divergence of truth from model on the near grid, and the mass that lies beyond it."""
+    near, far = (torch.from_numpy(energy).double() for energy in (near, far))
+    if not bool(near.isfinite().all() & far.isfinite().all()):
+        return {"kl": None, "void": "not finite"}
+    area = (2 * NEAR / CELLS) ** 2
+    log_q = -near - ((-near).logsumexp(0) + math.log(area))
+    p = log_p.exp() * area
+    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum().item()
+    beyond = grid(FAR).abs().amax(-1) > NEAR
+    outside = (-far).softmax(0)[beyond].sum().item()
+    return {"kl": kl, "outside": outside, "void": "left the square" if outside > LEFT else ""}
+
+
+def best(rows):
+    """Returns ``{(objective, library): {target: (KL, void)}}``: at each cell's best rate, the
+    median over seeds."""
+    cells = {}
+    for row in rows:
+        if row.get("kl") is not None:
+            key = (row["objective"], row["library"], row["target"])
+            cells.setdefault(key, {}).setdefault(row["rate"], []).append(row)
+    found = {}
+    for (objective, library, target), by_rate in cells.items():
+        kls = {
+            rate: statistics.median(row["kl"] for row in same) for rate, same in by_rate.items()
+        }
+        rate = min(kls, key=kls.get)
+        left = any(row["void"] for row in by_rate[rate])
+        found.setdefault((objective, library), {})[target] = kls[rate], left
+    return found
+
+
+def report(rows):
+    print("\nKL(truth || model) in nats, at the best of the rates; * its mass left the square")
+    print(f"  {'':19}{'':10}" + "".join(f"{target.replace('_', ' '):>17}" for target in TARGETS))
+    found = best(rows)
+    for objective in (*COMMON, *OTHERS):
+        for library in LIBRARIES:
+            cells = found.get((objective, library))
+            if cells:
+                texts = [text_of(cells.get(target)) for target in TARGETS]
+                print(f"  {objective:19}{library:10}" + "".join(f"{t:>17}" for t in texts))
+    for line in behind(found):
+        print(line)
+    for row in rows:
+        if "failed" in row:
+            print(f"FAILED {row['library']}, {row['objective']}, {row['target']}: {row['failed']}")
+    print(state.span([row | {"ours": row["library"] == OURS} for row in rows]))
+
+
+def behind(found):
+    """Says where a peer has the lower divergence."""
+    for (objective, library), cells in found.items():
+        ours = found.get((objective, OURS), {})
+        for target, (kl, _) in cells.items():
+            if target in ours and ours[target][0] > kl:
+                mine = ours[target][0]
+                yield f"behind {library}: {objective}, {target}: {mine:.4f} against {kl:.4f}"
+
+
+def text_of(cell):
+    return "-" if cell is None else f"{cell[0]:.3f}{'*' if cell[1] else ''}"

@@ -1,0 +1,130 @@
+"""Our objectives, in a bare torch loop; for the timed ones also under SVI and compiled."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import transforms
+from pyro.infer import SVI
+from torch import nn
+
+import pyro_ebm as ebm
+from benchmarks import learning_cell as cell
+from pyro_ebm import objectives as o
+from pyro_ebm.kernels import ULA
+
+
+class Flow(nn.Module):
+    """Two spline couplings over a Gaussian that covers the data."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.register_buffer("scale", 1.5 * data.std(0))
+        self.first, self.second = transforms.spline_coupling(2), transforms.spline_coupling(2)
+        self.swap = transforms.Permute(torch.tensor([1, 0]))
+
+    def forward(self):
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        wide = transforms.AffineTransform(torch.zeros(2), self.scale, event_dim=1)
+        return dist.TransformedDistribution(base, [self.first, self.swap, self.second, wide])
+
+
+def plain(make):
+    def objective(energy, data):
+        p, it = ebm.Boltzmann(energy, event_shape=(2,)), make()
+        return lambda x: -it.surrogate(p, x).mean(), []
+
+    return objective
+
+
+def nce(energy, data):
+    mean, covariance = data.mean(0), data.T.cov()
+    it = o.NoiseContrastive(dist.MultivariateNormal(mean, covariance), ratio=2)
+    p = ebm.Boltzmann(energy, event_shape=(2,))
+    return lambda x: -it.surrogate(p, x).mean(), [it.log_normalizer()]
+
+
+def fce(energy, data):
+    flow = Flow(data)
+    it, p = o.FlowContrastive(flow), ebm.Boltzmann(energy, event_shape=(2,))
+    return lambda x: -it.surrogate(p, x).mean(), [it.log_normalizer(), *flow.parameters()]
+
+
+def adversarial(energy, data):
+    flow = Flow(data)
+    it, p = o.Adversarial(flow, cell.CHAINS), ebm.Boltzmann(energy, event_shape=(2,))
+    return lambda x: -it.surrogate(p, x).mean(), [*flow.parameters()]
+
+
+def ula():
+    return ULA(step_size=cell.STEP_SIZE)
+
+
+def pcd():
+    how = {"reinit_prob": cell.RESTARTED, "reinit_from": "data"}
+    return o.PersistentCD(ula(), cell.CHAINS, cell.NUM_STEPS, **how)
+
+
+OBJECTIVES = {
+    "CD": plain(lambda: o.ContrastiveDivergence(ula(), cell.NUM_STEPS)),
+    "PCD": plain(pcd),
+    "DSM": plain(lambda: o.DenoisingScoreMatching(cell.SIGMA)),
+    "SSM": plain(o.SlicedScoreMatching),
+    "short run": plain(lambda: o.ShortRun(ula(), cell.NUM_STEPS)),
+    "improved CD": plain(lambda: o.ImprovedCD(ula(), cell.NUM_STEPS)),
+    "Jarzynski": plain(lambda: o.Jarzynski(ula(), 4 * cell.CHAINS, cell.NUM_STEPS // 4)),
+    "SM": plain(o.ScoreMatching),
+    "NCE": nce,
+    "conditional NCE": plain(lambda: o.ConditionalNoiseContrastive(noise_scale=0.5, num_noise=2)),
+    "flow-contrastive": fce,
+    "adversarial": adversarial,
+    "energy discrepancy": plain(lambda: o.EnergyDiscrepancy(noise_scale=0.5, num_noise=8)),
+    "maximum likelihood": plain(lambda: o.MaximumLikelihood(half_width=8.0, tol=0.01)),
+}
+
+
+def timed(make, factor, under_svi, energy, chains):
+    it, p = make(), ebm.Boltzmann(energy, event_shape=(2,))
+
+    def loss(x):
+        return -it.surrogate(p, x).mean()
+
+    def from_chains(x):
+        if isinstance(it, o.PersistentCD):
+            it.chains["x"] = chains
+        return loss(x)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", p, obs=x)
+
+    if not under_svi:
+        return cell.by_adam(energy, loss), from_chains, factor
+    pyro.clear_param_store()
+    svi = SVI(model, ebm.no_guide, pyro.optim.Adam({"lr": 1e-3}), loss=it)
+    return svi.step, from_chains, factor
+
+
+def make_pcd(compile):
+    return o.PersistentCD(ula(), cell.CHAINS, cell.NUM_STEPS, compile=compile)
+
+
+def make_dsm():
+    return o.DenoisingScoreMatching(cell.SIGMA)
+
+
+PER_SIGMA = 1 / cell.SIGMA**2
+"""Our loss is weighed by the variance of the noise, which an optimizer like Adam does not see."""
+
+TIMED = {
+    "PCD": functools.partial(timed, lambda: make_pcd(False), 1.0, False),
+    "PCD compiled": functools.partial(timed, lambda: make_pcd(True), 1.0, False),
+    "PCD compiled, SVI": functools.partial(timed, lambda: make_pcd(True), 1.0, True),
+    "DSM": functools.partial(timed, make_dsm, PER_SIGMA, False),
+    "DSM, SVI": functools.partial(timed, make_dsm, PER_SIGMA, True),
+}
+
+
+if __name__ == "__main__":
+    cell.run(OBJECTIVES, TIMED, f"pyro_ebm {ebm.__version__}")

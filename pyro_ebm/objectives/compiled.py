@@ -1,0 +1,137 @@
+"""The steps of training chains as native code, compiled once for a whole training run.
+
+Parameters are live in compiled code: an optimizer that moves them in place is seen. All else that
+a step depends on is part of a key, and another key is compiled anew.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CompiledSteps"]
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..distributions import Boltzmann
+from ..energies.base import module_of
+from ..engine import Graph, compile_block, loop, trace
+from ..kernels.base import Kernel
+from ..kernels.transition import Info, State, blocks
+from ..potential import Potential
+
+Walk = Callable[[Tensor, torch.Generator], tuple[Tensor, Info]]
+
+MOST_VARIANTS = 4
+"""How many different energies, shapes and settings are compiled before the rest runs eagerly."""
+
+
+class CompiledSteps:
+    """A number of steps of one kernel, compiled for the energies that it meets.
+
+    Args:
+        kernel: The kernel.
+        num_steps: The number of steps to make each time.
+    """
+
+    def __init__(self, kernel: Kernel, num_steps: int) -> None:
+        self._kernel = kernel
+        self._num_steps = num_steps
+        self._known: dict[tuple, tuple[Boltzmann, Callable | None]] = {}
+        self._warned = False
+
+    def find(
+        self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str
+    ) -> Walk | None:
+        """Returns what is compiled for an energy, compiling it when it is met first.
+
+        Args:
+            boltzmann: The distribution of one point, or of the batch.
+            batch_shape: The shape of the batch of chains.
+            z: The chains, with shape ``(C, D)``.
+            name: The site.
+
+        Returns:
+            What moves chains, given them and the source of the noise, and says what happened in
+            the last step; nothing where steps have to stay eager, and one warning says why.
+        """
+        module = module_of(boltzmann.energy)
+        if module is None or module is not boltzmann.energy:
+            return self._eager(f"the energy of site '{name}' is no module, or is conditional")
+        if not self._kernel.branch_free:
+            return self._eager(f"a step of {type(self._kernel).__name__} cannot be traced whole")
+        key = _key(boltzmann, module, batch_shape, z)
+        if key not in self._known:
+            if len(self._known) == MOST_VARIANTS:
+                return self._eager(
+                    f"the energy of site '{name}', its settings or the shape of its chains have "
+                    f"changed {MOST_VARIANTS} times"
+                )
+            potential = Potential.of_batch(boltzmann, batch_shape, z)
+            self._known[key] = boltzmann, self._compile(potential, z)
+        return self._known[key][1]
+
+    def _compile(self, potential: Potential, z: Tensor) -> Walk | None:
+        kernel, num_steps = self._kernel, self._num_steps
+        state = kernel.init(potential, z)
+        any_noise = kernel.noise(state, torch.Generator(z.device).manual_seed(0), num_steps)
+        rows = tuple(part[0] for part in any_noise)
+        start = trace(lambda z: kernel.init(potential, z), (z,))
+        step = trace(lambda s, noise: kernel.step(potential, s, noise), (state, rows))
+        for rung in (start, step):
+            if not isinstance(rung.fn, Graph):
+                return None
+            rung.fn.rewrite()
+
+        with torch.no_grad():
+            said = [k for k, field in enumerate(step.fn(state, rows)[1]) if field is not None]
+
+        def block(z: Tensor, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
+            def after(state: State, row: tuple[Tensor, ...]) -> tuple[State, tuple]:
+                state, info = step.fn(state, row)
+                return state, tuple(info[k] for k in said)
+
+            def one_more(carry: tuple) -> tuple:
+                k, state, _ = carry
+                row = tuple(part.index_select(0, k[None]).squeeze(0) for part in noise)
+                return k + 1, *after(state, row)
+
+            first = after(start.fn(z), tuple(part[0] for part in noise))
+            last = (torch.ones_like(z[0, 0], dtype=torch.long), *first)
+            _, state, info = loop(lambda carry: carry[0] < len(noise[0]), one_more, last)
+            return (state.z,), info
+
+        native = compile_block(block, z, any_noise, step.size + start.size)
+        if native.fn is None:
+            return None
+
+        def walk(z: Tensor, generator: torch.Generator) -> tuple[Tensor, Info]:
+            noise = [kernel.noise(state, generator, n) for n in blocks(z, num_steps)]
+            (z,), fields = native.fn(z, tuple(map(torch.cat, zip(*noise, strict=True))))
+            return z, Info(**{Info._fields[k]: v for k, v in zip(said, fields, strict=True)})
+
+        return walk
+
+    def _eager(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"these chains run eagerly, because {reason}", stacklevel=4)
+
+
+def _key(boltzmann: Boltzmann, module: nn.Module, batch: Sequence[int], z: Tensor) -> tuple:
+    """All that compiled steps depend on, but for the values of parameters and buffers.
+
+    What it names by identity is kept alive by the code that it leads to.
+    """
+    temperature = boltzmann.temperature
+    if isinstance(temperature, Tensor):
+        temperature = id(temperature)
+    law = (temperature, id(module), repr(boltzmann.support), boltzmann.batch_shape, tuple(batch))
+    return law, (z.shape, z.dtype, z.device), tuple(map(_of_module, module.modules()))
+
+
+def _of_module(module: nn.Module) -> tuple:
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    numbers = [(k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
+    return (type(module), *numbers, *map(id, tensors))
