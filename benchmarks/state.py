@@ -21,7 +21,8 @@ HARNESS = [
 OURS = ["benchmarks/ours/*.py", "pyro_ebm/**/*.py"]
 OF_PEERS = [
     *("pyro_ebm/diagnostics.py", "pyro_ebm/potential.py", "pyro_ebm/distributions.py"),
-    *("pyro_ebm/energies/*.py", "benchmarks/peers/densities.py"),
+    *(f"pyro_ebm/energies/{n}.py" for n in ("base", "analytic", "landscapes")),
+    "benchmarks/peers/densities.py",
     *("benchmarks/peers/blackjax_run.py", "benchmarks/peers/requirements-*.txt"),
 ]
 
