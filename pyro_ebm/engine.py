@@ -139,9 +139,11 @@ class Graph(torch.nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """The size of all that they make."""
-        made = tree_leaves([node.meta.get("val") for node in self._operations()])
-        return sum(x.numel() * x.element_size() for x in made if isinstance(x, Tensor))
+        """The size of all that they make; a view makes nothing."""
+        made = [node.meta.get("val") for node in self._operations() if not _is_view(node)]
+        return sum(
+            x.numel() * x.element_size() for x in tree_leaves(made) if isinstance(x, Tensor)
+        )
 
     def _operations(self) -> list[Node]:
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
@@ -151,6 +153,11 @@ class Graph(torch.nn.Module):
         with torch.no_grad():
             found = iter(module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(found.alias_info for found in schema.returns)
 
 
 def _is_as(one: Tensor, other: Tensor) -> bool:

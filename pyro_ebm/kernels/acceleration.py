@@ -26,7 +26,7 @@ WORTH_COMPILING = 20.0
 """The seconds of steps to come above which the fifteen that compiling takes are well spent."""
 
 SECONDS_PER_OPERATION = 4e-6
-SECONDS_PER_BYTE = 1.25e-10
+SECONDS_PER_BYTE = 2e-10
 """What an operation of a graph takes on a CPU, about, and each byte that it makes."""
 
 
