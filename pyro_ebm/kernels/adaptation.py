@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=tuple)
 
-WINDOWS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)
-"""The parts of warmup after which the metric is set anew from the draws since the last. All but
-the last are short: a few chains still on their way spoil the metric, and with it the step size of
-all, until a window has none of them."""
+WINDOWS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.8)
+"""The parts of warmup after which the metric is set anew from the draws since the last. The first
+are short, since chains still on their way say little of where they go."""
 
 SETTLING = 0.25
 """The part of warmup in which chains may still be far out."""
@@ -210,12 +209,14 @@ class Adaptation:
         warmup_steps: The number of steps in which to do it.
     """
 
+    windows: tuple[float, ...] = WINDOWS
+
     def __init__(self, kernel: Kernel, warmup_steps: int) -> None:
         self.step_size = kernel.adapt_step_size
         self.metric = kernel.adapt_mass_matrix
         self.target = kernel.target_accept_prob
         steps = torch.arange(1, warmup_steps + 1)
-        ends = torch.tensor([max(1, int(part * warmup_steps)) for part in WINDOWS])
+        ends = torch.tensor([max(1, int(part * warmup_steps)) for part in self.windows])
         settling = steps <= int(SETTLING * warmup_steps)
         self.schedule = When(settling, torch.isin(steps, ends), steps == warmup_steps)
         self.ends = set(ends.tolist())

@@ -29,6 +29,11 @@ SETTLING_STEPS = 20
 times as many, since the way in looks like a wide target until a window has none of it."""
 
 
+WINDOWS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)
+"""The parts of warmup after which the metric is set anew. All but the last are short: a few chains
+still on their way spoil the metric, and with it step size and length, until a window has none."""
+
+
 class ChEESState(NamedTuple):
     """What the next step of :class:`ChEES` needs."""
 
@@ -225,6 +230,8 @@ class _Room(NamedTuple):
 
 class _LengthAdaptation(Adaptation):
     """Tunes the length, too, once the chains have settled."""
+
+    windows = WINDOWS
 
     def __init__(self, kernel: ChEES, warmup_steps: int) -> None:
         super().__init__(kernel, warmup_steps)
