@@ -119,6 +119,13 @@ def test_a_run_is_compiled_once_that_pays_and_a_seed_decides_when(monkeypatch):
         assert len(compiled) == expected
 
 
+def test_a_graph_counts_the_bytes_that_it_makes_and_no_views():
+    x = torch.ones(3, 4, dtype=torch.float32)
+    graph = trace(lambda x: x.t().exp().sum(0).double(), (x,)).fn
+    assert graph.size == 4
+    assert graph.num_bytes == 12 * 4 + 3 * 4 + 3 * 8
+
+
 def test_what_was_compiled_is_used_again_for_the_same_and_for_nothing_else(monkeypatch):
     monkeypatch.setattr(recall, "_lately", deque(maxlen=recall.LATELY))
     compiled = []
