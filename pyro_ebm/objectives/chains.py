@@ -190,5 +190,6 @@ class Persistent(Contrastive):
         if owner is not module:
             raise ValueError(
                 f"the chains of '{name}' belong to another energy: give each its own name= in "
-                "surrogate(), or use one objective per energy"
+                "surrogate(), or use one objective per energy; build a sum of energies once, "
+                "outside of the model"
             )
