@@ -403,10 +403,9 @@ def check_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> None:
             f"energy must keep dtype and device of x: x is {x.dtype} on {x.device}, the energy is "
             f"{value.dtype} on {value.device}"
         )
-    if (
-        not value.requires_grad
-        or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None
-    ):
+    with torch.enable_grad():
+        total = value.sum()
+    if not total.requires_grad or torch.autograd.grad(total, x, allow_unused=True)[0] is None:
         raise ValueError(
             "energy is not differentiable in x: its value carries no gradient (detach, numpy or a "
             "threshold inside?)"

@@ -156,8 +156,7 @@ class Objective(ELBO):
         if conditional and not check_uses_conditions(boltzmann.energy, value, name):
             return
         if not conditional and not support.is_discrete:
-            with torch.enable_grad():
-                check_energy(module, value.reshape(-1, *boltzmann.event_shape)[:2])
+            check_energy(module, value.reshape(-1, *boltzmann.event_shape)[:2])
         self._checked.add((id(module), conditional))
 
     def _check_kind(self, support: constraints.Constraint, name: str) -> None:
