@@ -10,27 +10,16 @@ import torch
 from laws import assert_close, assert_mean
 from pyro.distributions import transforms
 from pyro.infer import SVI
+from test_score_matching import Skewed
 from torch import nn, tensor
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 import pyro_ebm as ebm
 from pyro_ebm.energies import Energy
 from pyro_ebm.objectives import Adversarial, FlowContrastive, NoiseContrastive
 
 TEMPERATURE = 2.0
-
-
-class Skewed(Energy):
-    """E(x) = a (x - loc)^2 / 2 + b softplus(2 x): no reflection leaves it as it is."""
-
-    def __init__(self, a=1.0, loc=0.3, b=0.5):
-        super().__init__(())
-        self.weights = nn.Parameter(tensor([a, loc, b]))
-
-    def forward(self, x):
-        a, loc, b = self.weights
-        return 0.5 * a * (x - loc).square() + b * softplus(2 * x)
 
 
 class Player(nn.Module):

@@ -354,3 +354,15 @@ def test_bad_settings_are_refused():
     svi = svi_of(network(), persistent())
     with pytest.raises(ValueError, match="patience must be positive, got 0"):
         Monitor(svi, patience=0)
+
+
+def test_a_gap_may_be_a_multiple_of_its_usual_size_or_of_a_floor():
+    """Where the usual gap is large the limit follows it, and steps that show the sign do not."""
+    monitor = Monitor(svi_of(network(), persistent()), max_gap=20.0)
+    p = ebm.Boltzmann(network())
+    floor = 20.0 * math.sqrt(2)
+    assert monitor._limit([3.0, -3.0, 3.0, 100.0], p, "gap") == (60.0, 3.0)
+    assert monitor._limit([0.1, 0.1, 0.1, 100.0], p, "gap") == (floor, 0.1)
+    assert monitor._limit([0.1, 5.0], p, "gap") == (floor, 0.0)
+    monitor._signs["gap"] = 2
+    assert monitor._limit([3.0, 500.0, 500.0, 100.0], p, "gap") == (60.0, 3.0)
