@@ -4,7 +4,6 @@ All walk the same energy from the same points with the same step size, and must 
 walk leads. Ratios are taken within a round, in which each library has its turn.
 """
 
-import json
 import statistics
 import tempfile
 from itertools import pairwise
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import process, results
+from benchmarks import process, results, rounds
 from benchmarks.langevin_cell import NUM_STEPS
 
 OURS = "pyro_ebm"
@@ -41,20 +40,14 @@ def main(args):
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.npz"
         np.savez(weights, **layers())
-        for turn in range(args.rounds):
-            for name, (environment, module) in libraries.items():
-                words = {"weights": weights, "scale": args.scale}
-                try:
-                    found = json.loads(process.run(environment, module, words, args.limit))
-                except process.Failed as failure:
-                    print(f"{name}, round {turn}: {failure}")
-                    continue
+        words = {"weights": weights, "scale": args.scale}
+        for turn, answers in rounds.run(libraries, words, args.rounds, args.limit):
+            for name, found in answers.items():
                 for chains, numbers in found["chains"].items():
                     row = {"library": name, "chains": int(chains), "round": turn}
                     rows.append(row | {"engine": found["engine"], **numbers})
             mark_void(rows)
             results.save("langevin", about, rows)
-            print(f"round {turn + 1} of {args.rounds}", flush=True)
     report(rows)
 
 

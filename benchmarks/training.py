@@ -4,7 +4,6 @@ Each library takes its turn in each round, in a process of its own, and ratios a
 round. An update counts if its gradient, averaged over noise, is that of the plain computation.
 """
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import learning, process, results
+from benchmarks import learning, results, rounds
 from benchmarks.learning_cell import CHAINS, Energy
 from pyro_ebm.datasets import pinwheel
 
@@ -33,20 +32,14 @@ def main(args):
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         np.savez(data, **inputs())
-        for turn in range(args.rounds):
-            for library, (environment, module) in LIBRARIES.items():
-                words = {"data": data, "updates": args.updates}
-                try:
-                    found = json.loads(process.run(environment, module, words, args.limit))
-                except process.Failed as failure:
-                    print(f"{library}, round {turn}: {failure}")
-                    continue
+        words = {"data": data, "updates": args.updates}
+        for turn, answers in rounds.run(LIBRARIES, words, args.rounds, args.limit):
+            for library, found in answers.items():
                 for what, numbers in found["found"].items():
                     row = {"library": library, "update": what, "round": turn}
                     rows.append(row | {"engine": found["engine"], **numbers})
             mark_void(rows)
             results.save("training", about, rows)
-            print(f"round {turn + 1} of {args.rounds}", flush=True)
     report(rows)
 
 
