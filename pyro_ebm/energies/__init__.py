@@ -1,7 +1,9 @@
 """Energies: what is known of a distribution up to its normaliser."""
 
+from .alphabet import spins
 from .analytic import Gaussian, GaussianMixture, Laplace
 from .base import Energy, Mixture, Scaled, Sum, Tempered, mixture
+from .discrete import DiscreteEnergy
 from .landscapes import Banana, DoubleWell, Funnel, TwoModes
 from .neural import MLP, Classifier, Conv
 from .whitened import Whitened
@@ -11,6 +13,7 @@ __all__ = [
     "Banana",
     "Classifier",
     "Conv",
+    "DiscreteEnergy",
     "DoubleWell",
     "Energy",
     "Funnel",
@@ -24,4 +27,5 @@ __all__ = [
     "TwoModes",
     "Whitened",
     "mixture",
+    "spins",
 ]
