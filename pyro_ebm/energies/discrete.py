@@ -38,6 +38,20 @@ class DiscreteEnergy(Energy):
 
     Raises:
         ValueError: If the support is no alphabet.
+
+    Example:
+        >>> from pyro_ebm.energies import spins
+        >>> class Field(DiscreteEnergy):
+        ...     def forward(self, x):
+        ...         return -0.5 * x.sum(-1)
+        ...
+        ...     def conditionals(self, x):
+        ...         values = torch.tensor([-1.0, 1.0])
+        ...         return (0.5 * values).expand(*x.shape, 2)
+        >>> free = torch.zeros(3, dtype=torch.long)  # no site interacts with another
+        >>> field = Field((3,), constraints.independent(spins, 1), free)
+        >>> field.sweep(-torch.ones(3), torch.tensor([0.1, 0.3, 0.9]))
+        tensor([-1.,  1.,  1.])
     """
 
     def __init__(
