@@ -71,6 +71,7 @@ class DiscreteEnergy(Energy):
         if colours is None:
             colours = torch.arange(self.site_shape.numel()).reshape(self.site_shape)
         self.register_buffer("colours", colours, persistent=False)
+        self.num_colours = int(colours.max()) + 1
 
     @property
     def num_values(self) -> int:
@@ -117,7 +118,7 @@ class DiscreteEnergy(Energy):
         Returns:
             Points, with the shape of ``x``.
         """
-        for colour in range(int(self.colours.max()) + 1):
+        for colour in range(self.num_colours):
             own = self.colours == colour
             below = (beta * self.conditionals(x)).softmax(-1).cumsum(-1)[..., :-1]
             places = (uniform.unsqueeze(-1) >= below).sum(-1)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .alphabet import spins
-from .checkerboard import Checkerboard, grid_edges, sum_of_neighbours
 from .discrete import DiscreteEnergy
 from .elimination import log_z_of_pairs
+from .grid import grid_colours, grid_edges, sum_of_neighbours
 from .kaufman import log_z_of_torus
 
 
@@ -46,9 +46,8 @@ class _Lattice(DiscreteEnergy):
                 f"coupling must be one number, got shape {tuple(coupling.shape)}; give each bond "
                 "its own with IsingGraph or MarkovRandomField"
             )
-        board = Checkerboard(shape, periodic)
-        super().__init__(shape, constraints.independent(site, len(shape)), board.colours)
-        self.board = board
+        support = constraints.independent(site, len(shape))
+        super().__init__(shape, support, grid_colours(shape, periodic))
         self.periodic = periodic
         self.dims = tuple(range(-len(shape), 0))
         self.constant("coupling", coupling)
@@ -164,23 +163,15 @@ class Ising(_Lattice):
         return torch.stack([-local, local], dim=-1)
 
     def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
-        if not self.board.has_halves:
-            return super().sweep(x, uniform, beta)
         if isinstance(beta, Tensor) and beta.dim():
             beta = beta.squeeze(-1)
-        slope, thresholds = 2 * beta * self.coupling, uniform.logit()
+        shift, slope, one = uniform.logit(), 2 * beta * self.coupling, x.new_ones(())
         if self.has_field:
-            thresholds = thresholds + 2 * beta * self.field
-        if isinstance(slope, Tensor) and slope.dim() and slope.shape[-1] > 1:
-            slopes = self.board.split(slope.expand(x.shape))
-        else:
-            slopes = slope, slope
-        halves, thresholds = list(self.board.split(x)), self.board.split(thresholds)
-        one = x.new_ones(())
-        for colour in (0, 1):
-            around = self.board.sum_of_neighbours(halves[1 - colour], colour)
-            halves[colour] = one.copysign(slopes[colour] * around + thresholds[colour])
-        return self.board.merge(*halves)
+            shift = shift + 2 * beta * self.field
+        for colour in range(self.num_colours):
+            log_odds = sum_of_neighbours(x, self.dims, self.periodic).mul_(slope).add_(shift)
+            x = torch.where(self.colours == colour, one.copysign(log_odds), x)
+        return x
 
     @property
     def has_log_z(self) -> bool:
