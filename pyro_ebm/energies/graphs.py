@@ -77,6 +77,7 @@ class _Graph(DiscreteEnergy):
     def conditionals(self, x: Tensor) -> Tensor:  # noqa: D102
         return self._log_weights(x, self._arrows)
 
+    @torch.no_grad()
     def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
         x = x.clone()
         per_site = isinstance(beta, Tensor) and beta.dim() > 1 and beta.shape[-2] > 1

@@ -162,6 +162,7 @@ class Ising(_Lattice):
         local = self.local_field(x)
         return torch.stack([-local, local], dim=-1)
 
+    @torch.no_grad()
     def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
         if isinstance(beta, Tensor) and beta.dim():
             beta = beta.squeeze(-1)
