@@ -28,7 +28,8 @@ from .enumeration import MAX_POINTS, log_sum_of_booleans
 class BoltzmannMachine(DiscreteEnergy):
     r"""A Boltzmann machine in which every unit may be tied to every other.
 
-    .. math:: E(x) = -\tfrac12 x^\top W x - b^\top x = -\sum_{i < j} W_{ij} x_i x_j - \sum_i b_i x_i
+    .. math:: E(x) = -\tfrac12 x^\top W x - b^\top x
+        = -\sum_{i < j} W_{ij} x_i x_j - \sum_i b_i x_i
 
     over booleans or spins. The diagonal is not used and, as W learns, it stays symmetric. A
     sweep goes from unit to unit; for couplings that are few see :class:`IsingGraph`.
@@ -175,7 +176,7 @@ class RBM(_Restricted, DiscreteEnergy):
         >>> rbm = RBM(torch.ones(4, 2), torch.zeros(4), torch.zeros(2))
         >>> v = torch.zeros(7, 4)
         >>> rbm(v).shape, rbm.joint().event_shape, rbm.log_z()
-        (torch.Size([7]), torch.Size([6]), tensor(8.9033))
+        (torch.Size([7]), torch.Size([6]), tensor(8.5851))
         >>> rbm.sweep(v, torch.rand(7, 6)).shape
         torch.Size([7, 4])
     """
@@ -242,8 +243,9 @@ class RBM(_Restricted, DiscreteEnergy):
     def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
         if not (bool((beta == 1).all()) if isinstance(beta, Tensor) else beta == 1):
             raise ValueError(
-                f"beta must be 1, got {beta}: a block Gibbs sweep of an RBM leaves its free energy "
-                "invariant at no other temperature; temper rbm.joint(), the energy of both layers"
+                f"beta must be 1, got {beta}: a block Gibbs sweep of an RBM leaves its free "
+                "energy invariant at no other temperature; temper rbm.joint(), the energy of both "
+                "layers"
             )
         if uniform.shape[-1:] != self.uniform_shape:
             raise ValueError(

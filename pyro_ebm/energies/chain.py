@@ -61,9 +61,7 @@ class ChainCRF(DiscreteEnergy):
     has_log_z = True
     has_sample = True
 
-    def __init__(
-        self, unary: Tensor, transitions: Tensor, lengths: Tensor | None = None
-    ) -> None:
+    def __init__(self, unary: Tensor, transitions: Tensor, lengths: Tensor | None = None) -> None:
         if unary.dim() < 2 or unary.shape[-1] < 2:
             raise ValueError(
                 "unary must have shape (*batch, T, K) with two labels or more, got "
@@ -85,7 +83,8 @@ class ChainCRF(DiscreteEnergy):
         if self.has_lengths:
             if lengths.shape != batch or not bool(((lengths > 0) & (lengths <= num_steps)).all()):
                 raise ValueError(
-                    f"lengths must be from 1 to {num_steps}, of shape {tuple(batch)}, got {lengths}"
+                    f"lengths must be from 1 to {num_steps}, of shape {tuple(batch)}, got "
+                    f"{lengths}"
                 )
             self.register_buffer("lengths", lengths)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ["DBM"]
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,16 +45,17 @@ class DBM(DiscreteEnergy):
         ValueError: If the shapes do not fit; in :meth:`log_z`, if the sum is too large.
 
     Example:
-        >>> dbm = DBM([torch.eye(3), torch.ones(3, 2)], [torch.zeros(3), torch.zeros(3), torch.zeros(2)])
+        >>> biases = [torch.zeros(3), torch.zeros(3), torch.zeros(2)]
+        >>> dbm = DBM([torch.eye(3), torch.ones(3, 2)], biases)
         >>> dbm(torch.ones(8)), dbm.log_z()
-        (tensor(-9.), tensor(9.9263))
+        (tensor(-9.), tensor(10.2868))
         >>> dbm.mean_field(torch.ones(5, 3)).shape
         torch.Size([5, 8])
     """
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         sizes = [bias.shape[-1] for bias in biases]
-        needed = list(zip(sizes, sizes[1:], strict=False))
+        needed = list(pairwise(sizes))
         if not sizes or [tuple(w.shape) for w in weights] != needed:
             raise ValueError(
                 f"weights must have the shapes {needed} between layers of {sizes} biases, got "
@@ -77,8 +79,7 @@ class DBM(DiscreteEnergy):
             sizes: The number of units in each layer, the visible first.
             std: The standard deviation of the weights.
         """
-        pairs = zip(sizes, sizes[1:], strict=False)
-        weights = [torch.nn.Parameter(std * torch.randn(pair)) for pair in pairs]
+        weights = [torch.nn.Parameter(std * torch.randn(pair)) for pair in pairwise(sizes)]
         return cls(weights, [torch.nn.Parameter(torch.zeros(size)) for size in sizes])
 
     @property
@@ -204,8 +205,8 @@ class DBM(DiscreteEnergy):
         own = int(count[1] < count[0])
         if 2 ** count[own] > MAX_POINTS:
             raise ValueError(
-                f"log Z of layers of {self.sizes} units is a sum over 2 to the {count[own]} terms, "
-                f"more than {MAX_POINTS}; estimate it with pyro_ebm.logz"
+                f"log Z of layers of {self.sizes} units is a sum over 2 to the {count[own]} "
+                f"terms, more than {MAX_POINTS}; estimate it with pyro_ebm.logz"
             )
         like = self.bias_0
 

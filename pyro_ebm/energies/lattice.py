@@ -235,7 +235,9 @@ class Potts(_Lattice):
     ) -> None:
         if num_values < 2:
             raise ValueError(f"num_values must be at least 2, got {num_values}")
-        super().__init__(shape, coupling, periodic, constraints.integer_interval(0, num_values - 1))
+        super().__init__(
+            shape, coupling, periodic, constraints.integer_interval(0, num_values - 1)
+        )
         self.has_field = field is not None
         if self.has_field:
             if field.shape not in ((num_values,), (*self.event_shape, num_values)):
