@@ -5,7 +5,13 @@ r"""All points of a finite support, and sums over them.
 
 from __future__ import annotations
 
-__all__ = ["MAX_POINTS", "count_points", "enumerate_points", "log_sum_of_booleans"]
+__all__ = [
+    "MAX_POINTS",
+    "count_points",
+    "enumerate_points",
+    "log_sum_of_booleans",
+    "random_points",
+]
 
 from collections.abc import Callable, Sequence
 
@@ -75,6 +81,27 @@ def enumerate_points(
         )
     places = _digits(0, num_points, size, sites.numel(), like.device)
     return alphabet.decode(places.reshape(num_points, *sites), like, size)
+
+
+def random_points(
+    support: constraints.Constraint, event_shape: Sequence[int], batch: Sequence[int], like: Tensor
+) -> Tensor:
+    """Draws points of a finite support, all of them as likely.
+
+    Args:
+        support: The support of one point.
+        event_shape: The shape of one point.
+        batch: The shape of the draws.
+        like: A tensor whose dtype and device the points have.
+
+    Returns:
+        The points, with shape ``(*batch, *event)``.
+    """
+    alphabet, shape = alphabet_of(support), torch.Size(event_shape)
+    sites = shape[:-1] if alphabet.one_hot else shape
+    size = shape[-1] if alphabet.one_hot else alphabet.size
+    places = torch.randint(size, (*batch, *sites), device=like.device)
+    return alphabet.decode(places, like, size)
 
 
 def log_sum_of_booleans(
