@@ -211,12 +211,14 @@ class DBM(DiscreteEnergy):
         like = self.bias_0
 
         def log_weight(rows: Tensor) -> Tensor:
-            rows = rows.reshape(-1, *(1,) * len(self.batch_shape), rows.shape[-1])
+            rows = rows.reshape(len(rows), *(1,) * len(self.batch_shape), count[own])
             layers: list[Tensor] = [like.new_zeros(size) for size in self.sizes]
             split = rows.split([self.sizes[i] for i in parts[own]], -1)
             for i, layer in zip(parts[own], split, strict=True):
                 layers[i] = layer
-            total = sum((self.biases[i] * layers[i]).sum(-1) for i in parts[own])
+            total = rows.new_zeros(rows.shape[:-1])
+            for i in parts[own]:
+                total = total + (self.biases[i] * layers[i]).sum(-1)
             for i in parts[1 - own]:
                 total = total + softplus(self._log_odds(layers, i)).sum(-1)
             return total
