@@ -352,3 +352,11 @@ def test_the_start_of_an_rbm_fits_the_data():
         rbm.weights.zero_()
     torch.testing.assert_close(rbm.visible_bias.sigmoid(), (data.sum(0) + 1) / 1002)
     assert len(list(rbm.parameters())) == 3
+
+
+def test_a_sweep_leaves_its_argument_alone(energy):
+    for batch in ((), (1,), (3,)):
+        x = drawn(energy, *batch)
+        kept = x.clone()
+        energy.sweep(x, uniforms(energy, x))
+        assert torch.equal(x, kept)

@@ -150,6 +150,23 @@ class IsingGraph(_Graph):
         local = self._local(x, arrows)
         return torch.stack([-local, local], dim=-1)
 
+    @torch.no_grad()
+    def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:
+        num_sites = len(self.field)
+        if isinstance(beta, Tensor) and beta.dim():
+            beta = beta.squeeze(-1).expand(x.shape).reshape(-1, num_sites).T
+        each_site = isinstance(beta, Tensor) and beta.dim() > 0
+        # All chains of a site side by side, so that an edge adds one row to another.
+        rows = x.reshape(-1, num_sites).T.clone(memory_format=torch.contiguous_format)
+        shift, one = uniform.reshape(-1, num_sites).T.logit(), x.new_ones(())
+        for arrows in self._groups:
+            coupling = self.coupling[arrows.edge] if self.coupling.dim() else self.coupling
+            local = self.field[arrows.sites].unsqueeze(-1).repeat(1, rows.shape[1])
+            local.index_add_(0, arrows.target, coupling.unsqueeze(-1) * rows[arrows.source])
+            local.mul_(2 * (beta[arrows.sites] if each_site else beta))
+            rows[arrows.sites] = one.copysign(local.add_(shift[arrows.sites]))
+        return rows.T.reshape(x.shape).contiguous()
+
     def log_z(self) -> Tensor:  # noqa: D102
         signs = torch.tensor([-1.0, 1.0]).to(self.field)
         coupling = self.coupling.expand(len(self.edges))

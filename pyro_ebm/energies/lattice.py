@@ -11,6 +11,8 @@ from __future__ import annotations
 
 __all__ = ["Ising", "Potts"]
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -264,6 +266,24 @@ class Potts(_Lattice):
         dims = [dim - 1 for dim in self.dims]
         local = self.coupling * sum_of_neighbours(self._one_hot(x), dims, self.periodic)
         return local + self.field if self.has_field else local
+
+    @torch.no_grad()
+    def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
+        if isinstance(beta, Tensor) and beta.dim():
+            beta = beta.squeeze(-1)
+        fields = self.field.unbind(-1) if self.has_field else ()
+        for colour in range(self.num_colours):
+            logits = []  # one value after the other: a last side of q would be slow to go through
+            for k in range(self.num_values):
+                around = sum_of_neighbours((x == k).to(uniform.dtype), self.dims, self.periodic)
+                around.mul_(self.coupling)
+                logits.append((around + fields[k] if fields else around) * beta)
+            top = functools.reduce(torch.maximum, logits)
+            below = list(itertools.accumulate((logit - top).exp_() for logit in logits))
+            level = uniform * below[-1]
+            places = sum((level >= mass).to(x.dtype) for mass in below[:-1])
+            x = torch.where(self.colours == colour, places, x)
+        return x
 
     @property
     def has_log_z(self) -> bool:
