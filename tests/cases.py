@@ -104,7 +104,7 @@ class OneHotPairs(DiscreteEnergy):
         self.ties = nn.Parameter(numbers(6, 6))
 
     def forward(self, x):
-        x = x.flatten(-2)
+        x = x.flatten(-2).to(self.ties.dtype)
         return ((x @ self.ties) * x).sum(-1)
 
     def conditionals(self, x):

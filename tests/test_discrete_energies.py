@@ -99,6 +99,12 @@ def test_float32_stays_float32(energy):
     assert single.sweep(x, uniforms(single, x).float()).dtype == torch.float32
 
 
+def test_integers_are_points_too(energy):
+    x = drawn(energy, 3)
+    torch.testing.assert_close(energy(x.long()), energy(x))
+    torch.testing.assert_close(energy.conditionals(x.long()), energy.conditionals(x))
+
+
 @pytest.mark.parametrize("name", KNOW_LOG_Z)
 def test_log_z_has_the_dtype_of_the_energy(name):
     assert ENERGIES_DISCRETE[name]().float().log_z().dtype == torch.float32

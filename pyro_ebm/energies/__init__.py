@@ -3,9 +3,10 @@
 from .alphabet import spins
 from .analytic import Gaussian, GaussianMixture, Laplace
 from .base import Energy, Mixture, Scaled, Sum, Tempered, mixture
-from .boltzmann_machines import RBM, BoltzmannMachine, GaussianRBM
+from .boltzmann_machines import RBM, GaussianRBM
 from .chain import ChainCRF
 from .deep_boltzmann import DBM
+from .dense_boltzmann import BoltzmannMachine
 from .discrete import DiscreteEnergy
 from .exponential import ExponentialFamily
 from .from_distribution import FromDistribution

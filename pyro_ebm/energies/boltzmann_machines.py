@@ -1,15 +1,14 @@
-r"""Boltzmann machines: a dense one, and restricted ones with hidden units summed out.
+r"""Restricted Boltzmann machines, with their hidden units summed out.
 
-.. math::
-    E(x) = -\tfrac12 x^\top W x - b^\top x, \qquad
-    E(v, h) = -b^\top v - c^\top h - v^\top W h
+.. math:: E(v, h) = -b^\top v - c^\top h - v^\top W h
 
-For more layers see :class:`~pyro_ebm.energies.DBM`.
+For more layers see :class:`~pyro_ebm.energies.DBM`, for ties between all units
+:class:`~pyro_ebm.energies.BoltzmannMachine`.
 """
 
 from __future__ import annotations
 
-__all__ = ["RBM", "BoltzmannMachine", "GaussianRBM"]
+__all__ = ["RBM", "GaussianRBM"]
 
 import math
 
@@ -18,103 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.nn.functional import linear, softplus
 
-from .alphabet import spins
 from .base import Energy
 from .deep_boltzmann import DBM
-from .discrete import DiscreteEnergy, draw_booleans
-from .enumeration import MAX_POINTS, log_sum_of_booleans
-
-
-class BoltzmannMachine(DiscreteEnergy):
-    r"""A Boltzmann machine in which every unit may be tied to every other.
-
-    .. math:: E(x) = -\tfrac12 x^\top W x - b^\top x
-        = -\sum_{i < j} W_{ij} x_i x_j - \sum_i b_i x_i
-
-    over booleans or spins. The diagonal is not used and, as W learns, it stays symmetric. A
-    sweep goes from unit to unit; for couplings that are few see :class:`IsingGraph`.
-
-    Args:
-        weights: The weights W, symmetric with a zero diagonal, in nats, with shape ``(S, S)``.
-        bias: The biases b, in nats, with shape ``(S,)``.
-        site: The values of a unit, ``constraints.boolean`` or :data:`~pyro_ebm.energies.spins`.
-
-    Raises:
-        ValueError: If ``weights`` is not symmetric, ties a unit to itself, or does not fit
-            ``bias``, or if ``site`` is neither of the two; in :meth:`log_z`, if there are too many
-            units for a sum.
-
-    Example:
-        >>> weights = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
-        >>> machine = BoltzmannMachine(weights, torch.zeros(2))
-        >>> machine(torch.ones(2)), machine.log_z()  # log(3 + exp(2))
-        (tensor(-2.), tensor(2.3408))
-    """
-
-    def __init__(
-        self,
-        weights: Tensor,
-        bias: Tensor,
-        site: constraints.Constraint = constraints.boolean,
-    ) -> None:
-        if bias.dim() != 1 or weights.shape != (len(bias), len(bias)):
-            raise ValueError(
-                f"weights must have shape (S, S) and bias (S,), got {tuple(weights.shape)} and "
-                f"{tuple(bias.shape)}"
-            )
-        values = weights.detach()
-        if not torch.equal(values, values.T):
-            gap = (values - values.T).abs().max().item()
-            raise ValueError(
-                f"weights must be symmetric, but differ from their transpose by up to {gap:.3g}; "
-                "pass (W + W.T) / 2"
-            )
-        if bool((values.diagonal() != 0).any()):
-            raise ValueError(
-                "weights must have a zero diagonal, got "
-                f"{values.diagonal()}; what a unit owes to itself belongs in its bias"
-            )
-        if site not in (constraints.boolean, spins):
-            raise ValueError(f"site must be constraints.boolean or energies.spins, got {site}")
-        super().__init__(bias.shape, constraints.independent(site, 1))
-        self.constant("weights", weights)
-        self.constant("bias", bias)
-
-    def _ties(self) -> Tensor:
-        ties = (self.weights + self.weights.T) / 2
-        return ties - ties.diagonal().diag()
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return -((0.5 * x @ self._ties() + self.bias) * x).sum(-1)
-
-    def conditionals(self, x: Tensor) -> Tensor:  # noqa: D102
-        log_odds = (x @ self._ties() + self.bias) * self.alphabet.step
-        return torch.stack([torch.zeros_like(log_odds), log_odds], -1)
-
-    @torch.no_grad()
-    def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
-        beta = beta.squeeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
-        low, step, ties = self.alphabet.lowest, self.alphabet.step, self._ties()
-        betas = beta * x.new_tensor(step).expand(x.shape)
-        x = x.clone()
-        for i in range(x.shape[-1]):
-            log_odds = betas[..., i] * (x @ ties[i] + self.bias[i])
-            x[..., i] = low + step * draw_booleans(log_odds, uniform[..., i])
-        return x
-
-    def log_z(self) -> Tensor:
-        """Sums over all points, in bounded memory.
-
-        Returns:
-            The exact log Z in nats, differentiable.
-
-        Raises:
-            ValueError: If there are too many units.
-        """
-        size = len(self.bias)
-        _check_size(size, "units")
-        low, step = self.alphabet.lowest, self.alphabet.step
-        return log_sum_of_booleans(lambda x: -self(low + step * x), size, self.bias, size)
+from .discrete import DiscreteEnergy, as_numbers, draw_booleans
+from .enumeration import check_number_of_terms, log_sum_of_booleans
 
 
 class _Restricted(Energy):
@@ -231,9 +137,11 @@ class RBM(_Restricted, DiscreteEnergy):
         return DBM([self.weights], [self.visible_bias, self.hidden_bias])
 
     def forward(self, v: Tensor) -> Tensor:  # noqa: D102
+        v = as_numbers(v, self.weights)
         return -v @ self.visible_bias - softplus(self._hidden_log_odds(v)).sum(-1)
 
     def conditionals(self, v: Tensor) -> Tensor:  # noqa: D102
+        v = as_numbers(v, self.weights)
         off = self._hidden_log_odds(v).unsqueeze(-2) - v.unsqueeze(-1) * self.weights
         gain = (softplus(off + self.weights) - softplus(off)).sum(-1)
         log_odds = self.visible_bias + gain
@@ -362,7 +270,7 @@ class GaussianRBM(_Restricted):
             ValueError: If there are too many hidden units.
         """
         size = len(self.hidden_bias)
-        _check_size(size, "hidden units")
+        check_number_of_terms(size, "hidden units")
         b = self.visible_bias
 
         def log_weight(h: Tensor) -> Tensor:
@@ -371,11 +279,3 @@ class GaussianRBM(_Restricted):
 
         width = self.scale.log().expand(b.shape) + 0.5 * math.log(2 * math.pi)
         return width.sum() + log_sum_of_booleans(log_weight, size, b, len(b))
-
-
-def _check_size(size: int, kind: str) -> None:
-    if 2**size > MAX_POINTS:
-        raise ValueError(
-            f"log Z of {size} {kind} is a sum over 2 to the {size} terms, more than {MAX_POINTS}; "
-            "estimate it with pyro_ebm.logz"
-        )

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from .discrete import DiscreteEnergy, draw_booleans
-from .enumeration import MAX_POINTS, log_sum_of_booleans
+from .discrete import DiscreteEnergy, as_numbers, draw_booleans
+from .enumeration import check_number_of_terms, log_sum_of_booleans
 
 
 class DBM(DiscreteEnergy):
@@ -101,7 +101,7 @@ class DBM(DiscreteEnergy):
         Returns:
             The layers, the visible first, each with shape ``(*batch, size)``.
         """
-        return x.split(self.sizes, dim=-1)
+        return as_numbers(x, self.bias_0).split(self.sizes, dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         layers = self.layers(x)
@@ -203,11 +203,7 @@ class DBM(DiscreteEnergy):
         parts = [range(0, len(self.sizes), 2), range(1, len(self.sizes), 2)]
         count = [sum(self.sizes[i] for i in part) for part in parts]
         own = int(count[1] < count[0])
-        if 2 ** count[own] > MAX_POINTS:
-            raise ValueError(
-                f"log Z of layers of {self.sizes} units is a sum over 2 to the {count[own]} "
-                f"terms, more than {MAX_POINTS}; estimate it with pyro_ebm.logz"
-            )
+        check_number_of_terms(count[own], f"units, the fewer in layers of {self.sizes},")
         like = self.bias_0
 
         def log_weight(rows: Tensor) -> Tensor:

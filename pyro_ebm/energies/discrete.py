@@ -10,7 +10,7 @@ other given the rest: sites of one colour.
 
 from __future__ import annotations
 
-__all__ = ["DiscreteEnergy", "draw_booleans"]
+__all__ = ["DiscreteEnergy", "as_numbers", "draw_booleans"]
 
 from collections.abc import Sequence
 
@@ -126,6 +126,16 @@ class DiscreteEnergy(Energy):
             drawn = self.alphabet.decode(places, x, self.num_values)
             x = torch.where(own.unsqueeze(-1) if self.alphabet.one_hot else own, drawn, x)
         return x
+
+
+def as_numbers(x: Tensor, like: Tensor) -> Tensor:
+    """Turns booleans and integers into floating-point numbers, and leaves these as they are.
+
+    Args:
+        x: Points.
+        like: A tensor whose dtype they take.
+    """
+    return x if x.is_floating_point() else x.to(like.dtype)
 
 
 def draw_booleans(log_odds: Tensor, uniform: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_POINTS",
+    "check_number_of_terms",
     "count_points",
     "enumerate_points",
     "log_sum_of_booleans",
@@ -102,6 +103,23 @@ def random_points(
     size = shape[-1] if alphabet.one_hot else alphabet.size
     places = torch.randint(size, (*batch, *sites), device=like.device)
     return alphabet.decode(places, like, size)
+
+
+def check_number_of_terms(size: int, units: str) -> None:
+    """Refuses a sum over more than four million vectors of booleans.
+
+    Args:
+        size: The length of a vector.
+        units: What it is made of, for the message.
+
+    Raises:
+        ValueError: If there are too many.
+    """
+    if 2**size > MAX_POINTS:
+        raise ValueError(
+            f"log Z of {size} {units} is a sum over 2 to the {size} terms, more than "
+            f"{MAX_POINTS}; estimate it with pyro_ebm.logz"
+        )
 
 
 def log_sum_of_booleans(

@@ -31,6 +31,7 @@ class ExponentialFamily(Energy):
         ValueError: If ``natural`` is no vector; in use, if the statistics have another shape.
 
     Example:
+        >>> import torch
         >>> def moments(x):
         ...     return torch.stack([x, x.square()], dim=-1)
         >>> family = ExponentialFamily(moments, torch.tensor([1.0, -0.5]), event_shape=())

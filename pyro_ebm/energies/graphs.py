@@ -151,7 +151,7 @@ class IsingGraph(_Graph):
         return torch.stack([-local, local], dim=-1)
 
     @torch.no_grad()
-    def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:
+    def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:  # noqa: D102
         num_sites = len(self.field)
         if isinstance(beta, Tensor) and beta.dim():
             beta = beta.squeeze(-1).expand(x.shape).reshape(-1, num_sites).T
