@@ -18,16 +18,20 @@ from pyro_ebm.energies import (
     Conv,
     DiscreteEnergy,
     DoubleWell,
+    ExponentialFamily,
     Funnel,
     Gaussian,
     GaussianMixture,
+    GaussianRBM,
     Ising,
     IsingGraph,
     Laplace,
     MarkovRandomField,
+    Particles,
     Potts,
     TwoModes,
     Whitened,
+    Without,
     mixture,
     spins,
 )
@@ -68,6 +72,21 @@ ENERGIES_EXACT = {
 }
 """Energies with exact log_z() and sample()."""
 
+
+def numbers(*shape, scale=0.7):
+    """The same unequal numbers at each call, whatever the seed."""
+    count = math.prod(shape)
+    return scale * (3.7 * torch.arange(1.0, count + 1)).sin().reshape(shape)
+
+
+def learned(*shape):
+    return nn.Parameter(numbers(*shape))
+
+
+def moments(x):
+    return torch.stack([x, x.square(), x.pow(4)], -1)
+
+
 ENERGIES_NEURAL = {
     "mlp": lambda: MLP(event_shape=(2,), hidden_sizes=(8, 8)),
     "mlp_number": lambda: MLP(event_shape=(), hidden_sizes=(8,)),
@@ -87,6 +106,12 @@ ENERGIES_NEURAL = {
     "weighted": lambda: 0.3 * MLP((2,), (8,)),
     "tempered": lambda: MLP((2,), (8,)) / 4.0,
     "difference": lambda: Gaussian(torch.zeros(2), 1.0) - 0.1 * MLP((2,), (8,)),
+    "gaussian_rbm": lambda: GaussianRBM(learned(2, 3), learned(2), learned(3), tensor([0.8, 1.2])),
+    "particles": lambda: Particles(3, 2, trap=1.5, sigma=tensor(0.2)),
+    "exponential_family": lambda: ExponentialFamily(
+        moments, nn.Parameter(tensor([0.5, -1.0, -0.3])), event_shape=()
+    ),
+    "without": lambda: Without(MLP((2,), (8,)), Gaussian(tensor([1.0, 0.0]), 2.0), ceiling=4.0),
     "mixture_given_log_z": lambda: mixture(
         [MLP((2,), (8,)), Banana(1.0, 0.3)], [0.2, 0.8], log_z=[0.4, 1.0]
     ),
@@ -114,16 +139,6 @@ class OneHotPairs(DiscreteEnergy):
             each = [torch.where(there[:, None], value, x) for value in torch.eye(2).to(x)]
             values.append(torch.stack([-self(point) for point in each], -1))
         return torch.stack(values, -2)
-
-
-def numbers(*shape, scale=0.7):
-    """The same unequal numbers at each call, whatever the seed."""
-    count = math.prod(shape)
-    return scale * (3.7 * torch.arange(1.0, count + 1)).sin().reshape(shape)
-
-
-def learned(*shape):
-    return nn.Parameter(numbers(*shape))
 
 
 def symmetric(size):

@@ -22,6 +22,7 @@ from pyro_ebm.energies import (
     Gaussian,
     Ising,
     Particles,
+    Without,
     spins,
 )
 
@@ -281,4 +282,35 @@ def test_energies_over_one_alphabet_multiply_and_enumerate():
     warm = ebm.Boltzmann(Energy.__truediv__(lattice, 2.0))
     torch.testing.assert_close(
         warm.log_prob(points), ebm.Boltzmann(Ising((3, 3), 0.15)).log_prob(points)
+    )
+
+
+# ------------------------------------------------------------------------------------------- NOT
+
+
+def test_what_is_avoided_loses_and_z_stays_finite():
+    """The plain difference of these normal laws is not normalisable; with a ceiling it is."""
+    wanted, avoided = Gaussian(tensor([0.0]), 1.0), Gaussian(tensor([1.0]), 4.0)
+    ceiling, weight = 3.0, 0.5
+    away = Without(wanted, avoided, ceiling, weight)
+    log_z = ebm.logz.quadrature(ebm.Boltzmann(away)).value
+    assert wanted.log_z() - 1.0 < log_z < wanted.log_z() + weight * ceiling
+    far = tensor([[100.0], [-100.0]])
+    assert bool(((wanted - avoided)(far) < -1000).all())  # ever more likely
+    torch.testing.assert_close(away(far), wanted(far) - weight * ceiling)
+    near = tensor([[1.0], [0.9], [1.1]])
+    exact = ceiling - (1 + (ceiling - avoided(near)).exp()).log()
+    torch.testing.assert_close(away(near), wanted(near) - weight * exact)
+    high = Without(wanted, avoided, ceiling=40.0)
+    torch.testing.assert_close(high(near), (wanted - avoided)(near), rtol=0, atol=1e-9)
+
+
+def test_negation_wants_two_energies_of_one_event():
+    with pytest.raises(ValueError, match="share event_shape"):
+        Without(Gaussian(tensor([0.0]), 1.0), Gaussian(torch.zeros(2), 1.0), 3.0)
+    with pytest.raises(ValueError, match="ceiling must be positive and finite, got inf"):
+        Without(Gaussian(tensor([0.0]), 1.0), Gaussian(tensor([0.0]), 1.0), math.inf)
+    net = MLP((1,), (4,))
+    assert len(list(Without(Gaussian(tensor([0.0]), 1.0), net, 3.0).parameters())) == len(
+        list(net.parameters())
     )

@@ -84,9 +84,15 @@ def test_a_potential_of_pyro_has_log_z_of_a_coupling_that_is_latent():
     _, potential, _, _ = initialize_model(
         coupling_model, (READINGS,), max_plate_nesting=0, skip_jit_warnings=True
     )
-    k = tensor([-1.0, 0.0, 0.3, 1.5])
-    found = torch.stack([potential({"k": value}) for value in k])
-    torch.testing.assert_close(-found, log_joint_of_coupling(k, READINGS))
+    k = tensor([-1.0, 0.0, 0.3, 1.5], requires_grad=True)
+    found, exact = (
+        torch.stack([-potential({"k": v}) for v in k]),
+        log_joint_of_coupling(k, READINGS),
+    )
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), k), torch.autograd.grad(exact.sum(), k)
+    )
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from .from_distribution import FromDistribution
 from .graphs import IsingGraph, MarkovRandomField
 from .landscapes import Banana, DoubleWell, Funnel, TwoModes
 from .lattice import Ising, Potts
+from .negation import Without
 from .neural import MLP, Classifier, Conv
 from .particles import Particles
 from .whitened import Whitened
@@ -47,6 +48,7 @@ __all__ = [
     "Tempered",
     "TwoModes",
     "Whitened",
+    "Without",
     "mixture",
     "spins",
 ]

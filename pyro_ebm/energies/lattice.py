@@ -250,7 +250,7 @@ class Potts(_Lattice):
             self.constant("field", field)
 
     def _bond(self, x: Tensor, y: Tensor) -> Tensor:
-        return x == y
+        return (x == y).to(self.coupling.dtype)
 
     def _one_hot(self, x: Tensor) -> Tensor:
         values = torch.arange(self.num_values, device=x.device)

@@ -94,9 +94,6 @@ class Particles(Energy):
             self.constant("trap", trap)
         self.constant("epsilon", epsilon)
         self.constant("sigma", sigma)
-        self.register_buffer(
-            "pairs", torch.triu_indices(num_particles, num_particles, 1), persistent=False
-        )
 
     def square_distances(self, x: Tensor) -> Tensor:
         """Evaluates the squared distances of all pairs, to the nearest image in a cell.
@@ -107,7 +104,8 @@ class Particles(Energy):
         Returns:
             The squared distances, with shape ``(*batch, n (n - 1) / 2)``.
         """
-        i, j = self.pairs
+        count = self.event_shape[0]
+        i, j = torch.triu_indices(count, count, 1, device=x.device)
         apart = x[..., i, :] - x[..., j, :]
         if self.cell is not None:
             apart = apart - self.cell * (apart / self.cell).round().detach()
