@@ -203,6 +203,39 @@ def test_bonds_are_counted_once_and_join_two_colours(shape, periodic):
     assert energy.num_colours == (3 if odd else 2)
 
 
+TREE = tensor([[0, 1], [2, 1], [3, 0]])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Ising((3, 4), 0.4, torch.randn(3, 4)),
+        lambda: Ising((2, 5), 0.4, periodic=False),
+        lambda: IsingGraph(TREE, torch.randn(3), torch.randn(4)),
+        lambda: IsingGraph(TREE, -0.3, torch.randn(4)),
+    ],
+    ids=["torus", "open", "graph", "graph_of_one_coupling"],
+)
+def test_edges_and_couplings_are_all_there_is_to_spins(make):
+    energy = make()
+    x = torch.randn(6, *energy.event_shape).sign()
+    flat = x.flatten(1)
+    field = energy.field.flatten() if hasattr(energy, "field") else torch.zeros(())
+    i, j = energy.edges.unbind(-1)
+    assert energy.couplings.shape == (len(energy.edges),)
+    expected = -(energy.couplings * flat[:, i] * flat[:, j]).sum(-1) - (field * flat).sum(-1)
+    torch.testing.assert_close(energy(x), expected)
+
+
+def test_edges_and_couplings_are_all_there_is_to_labels():
+    energy = Potts((3, 4), 3, 0.4, torch.randn(3, 4, 3))
+    x = torch.randint(3, (6, 3, 4)).double()
+    flat, field = x.flatten(1).long(), energy.field.reshape(12, 3)
+    i, j = energy.edges.unbind(-1)
+    agreed = (energy.couplings * (flat[:, i] == flat[:, j])).sum(-1)
+    torch.testing.assert_close(energy(x), -agreed - field[torch.arange(12), flat].sum(-1))
+
+
 def test_greedy_colours_join_no_neighbours():
     edges = torch.combinations(torch.arange(30))
     edges = edges[torch.rand(len(edges)) < 0.2]

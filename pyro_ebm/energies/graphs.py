@@ -126,6 +126,11 @@ class IsingGraph(_Graph):
         self.constant("coupling", coupling)
         self.constant("field", field)
 
+    @property
+    def couplings(self) -> Tensor:
+        """The coupling of each of the ``edges``."""
+        return self.coupling.expand(len(self.edges))
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         i, j = self.edges.unbind(-1)
         return -(self.coupling * x[..., i] * x[..., j]).sum(-1) - (self.field * x).sum(-1)
@@ -142,7 +147,7 @@ class IsingGraph(_Graph):
         return self._local(x, self._arrows)
 
     def _local(self, x: Tensor, arrows: _Arrows) -> Tensor:
-        coupling = self.coupling[arrows.edge] if self.coupling.dim() else self.coupling
+        coupling = self.couplings[arrows.edge]
         field = self.field[arrows.sites].expand(*x.shape[:-1], -1)
         return field.index_add(-1, arrows.target, coupling * x[..., arrows.source])
 
@@ -160,7 +165,7 @@ class IsingGraph(_Graph):
         rows = x.reshape(-1, num_sites).T.clone(memory_format=torch.contiguous_format)
         shift, one = uniform.reshape(-1, num_sites).T.logit(), x.new_ones(())
         for arrows in self._groups:
-            coupling = self.coupling[arrows.edge] if self.coupling.dim() else self.coupling
+            coupling = self.couplings[arrows.edge]
             local = self.field[arrows.sites].unsqueeze(-1).repeat(1, rows.shape[1])
             local.index_add_(0, arrows.target, coupling.unsqueeze(-1) * rows[arrows.source])
             local.mul_(2 * (beta[arrows.sites] if each_site else beta))
@@ -169,8 +174,7 @@ class IsingGraph(_Graph):
 
     def log_z(self) -> Tensor:  # noqa: D102
         signs = torch.tensor([-1.0, 1.0]).to(self.field)
-        coupling = self.coupling.expand(len(self.edges))
-        pairwise = coupling[:, None, None] * torch.outer(signs, signs)
+        pairwise = self.couplings[:, None, None] * torch.outer(signs, signs)
         return log_z_of_pairs(self.field.unsqueeze(-1) * signs, self.edges.tolist(), pairwise)
 
 
