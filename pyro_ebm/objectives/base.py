@@ -9,7 +9,15 @@ surrogate in the place of each learnable unnormalised site of a model and leaves
 
 from __future__ import annotations
 
-__all__ = ["CONTRASTIVE", "LIKELIHOOD", "Evaluation", "Objective", "no_guide", "register_module"]
+__all__ = [
+    "CONTRASTIVE",
+    "LIKELIHOOD",
+    "Evaluation",
+    "Objective",
+    "leaves_of",
+    "no_guide",
+    "register_module",
+]
 
 import copy
 import warnings
@@ -262,7 +270,7 @@ def _rebased(fn: dist.TorchDistribution, base: Boltzmann) -> dist.TorchDistribut
 def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:
     """Warns where a closure's parameters are nowhere registered, so that they would never move."""
     store = pyro.get_param_store()
-    leaves = [leaf for leaf in _leaves(value) if leaf is not x]
+    leaves = [leaf for leaf in leaves_of(value) if leaf is not x]
     if not leaves or any(isinstance(p, nn.Parameter) and not store.param_name(p) for p in leaves):
         warnings.warn(
             f"the energy of site '{name}' is a plain function, and Pyro knows no parameter behind "
@@ -274,8 +282,12 @@ def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:
         )
 
 
-def _leaves(value: Tensor) -> list[Tensor]:
-    """Returns the leaf tensors that a value's gradient reaches."""
+def leaves_of(value: Tensor) -> list[Tensor]:
+    """Returns the leaf tensors that a value's gradient reaches.
+
+    Args:
+        value: The value.
+    """
     found, seen, queue = [], set(), [value.grad_fn]
     while queue:
         node = queue.pop()
