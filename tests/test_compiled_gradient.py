@@ -14,14 +14,25 @@ from torch.distributions import constraints
 import pyro_ebm as ebm
 from pyro_ebm.energies import Energy
 from pyro_ebm.energies.base import module_of
-from pyro_ebm.objectives import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
+from pyro_ebm.kernels import MALA, ULA
+from pyro_ebm.objectives import (
+    ContrastiveDivergence,
+    DenoisingScoreMatching,
+    PersistentCD,
+    ScoreMatching,
+    ShortRun,
+    SlicedScoreMatching,
+)
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 
 
 @pytest.fixture
 def graph(monkeypatch):
-    """In place of native code, the graph that it is made of: the same, but at once."""
+    """In place of native code, the graph that it is made of: the same, but at once.
+
+    The steps of chains run as Python; what is kept are the graphs of gradients.
+    """
     compiled = []
 
     def compile(graph, args, options):
@@ -29,6 +40,7 @@ def graph(monkeypatch):
         return graph
 
     monkeypatch.setattr(torch._inductor, "compile", compile)
+    monkeypatch.setattr(torch, "compile", lambda fn, **how: fn)
     return compiled
 
 
@@ -105,6 +117,28 @@ def test_has_the_gradient_of_the_eager_surrogate_for_any_weights(make, graph):
     assert grads["offset"] is None
     even = slope(make(), p, X, torch.full((3, 4), WEIGHTS.mean()))[1]
     assert (even["weights"] - grads["weights"]).abs().min() > 1e-3  # a wrong sum would show
+
+
+CHAINS = {
+    "PCD": partial(PersistentCD, ULA(step_size=0.1), 5, 2),
+    "CD": partial(ContrastiveDivergence, MALA(step_size=0.3), 2),
+    "short run": partial(ShortRun, ULA(step_size=0.1), 2),
+}
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("latent", [False, True])
+def test_has_the_gradient_of_the_eager_contrast_for_any_weights(make, latent, graph):
+    """A latent gets its gradient too, for which nothing is compiled."""
+    p = ebm.Boltzmann(Skewed(), temperature=2.5)
+    slopes = []
+    for weights in (WEIGHTS, torch.full((3, 4), 0.3)):
+        for objective in (make(compile=True), make()):
+            x = X.clone().requires_grad_(latent)
+            slopes.append((*slope(objective, p, x, weights), x.grad))
+        torch.testing.assert_close(*slopes[-2:])
+    assert (slopes[0][1]["weights"] - slopes[2][1]["weights"]).abs().min() > 1e-3
+    assert len(graph) == (0 if latent else 2)
 
 
 @pytest.mark.slow

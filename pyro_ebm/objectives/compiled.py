@@ -56,11 +56,9 @@ class CompiledSteps:
             What moves chains, given them and the source of the noise, and says what happened in
             the last step; nothing where steps have to stay eager, and one warning says why.
         """
-        module = module_of(boltzmann.energy)
-        if module is None or module is not boltzmann.energy:
-            return self._eager(f"the energy of site '{name}' is no module, or is conditional")
-        if not self._kernel.branch_free:
-            return self._eager(f"a step of {type(self._kernel).__name__} cannot be traced whole")
+        obstacle = self.obstacle(boltzmann, name)
+        if obstacle:
+            return self._eager(obstacle)
         key = law_of(boltzmann), tuple(batch_shape), (z.shape, z.dtype, z.device)
         if key not in self._known:
             if len(self._known) == MOST_VARIANTS:
@@ -71,6 +69,20 @@ class CompiledSteps:
             potential = Potential.of_batch(boltzmann, batch_shape, z)
             self._known[key] = boltzmann, self._compile(potential, z)
         return self._known[key][1]
+
+    def obstacle(self, boltzmann: Boltzmann, name: str) -> str:
+        """Says why steps have to stay eager, if so.
+
+        Args:
+            boltzmann: The distribution.
+            name: The site.
+        """
+        module = module_of(boltzmann.energy)
+        if module is None or module is not boltzmann.energy:
+            return f"the energy of site '{name}' is no module, or is conditional"
+        if not self._kernel.branch_free:
+            return f"a step of {type(self._kernel).__name__} cannot be traced whole"
+        return ""
 
     def _compile(self, potential: Potential, z: Tensor) -> Walk | None:
         kernel, num_steps = self._kernel, self._num_steps

@@ -36,9 +36,8 @@ class CompiledGradient:
     """A function of a law and data, compiled with its gradient for the energies that it meets.
 
     Args:
-        evaluate: From a law and tensors, all with the batch in front, to the surrogate
-            ``(*batch,)``, to be differentiated in the parameters of the energy, and to other
-            tensors that are not. Free of randomness.
+        evaluate: From a law and tensors to the surrogate ``(*batch,)``, to be differentiated in
+            the parameters of the energy, and to other tensors, which are not. Free of randomness.
     """
 
     def __init__(self, evaluate: Evaluate) -> None:

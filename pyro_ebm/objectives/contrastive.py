@@ -209,7 +209,20 @@ class PersistentCD(Persistent):
                 self._reinitialize(unconstrained_data(boltzmann, x), name)
             self.chains[name] = self.move(one, (self.num_chains,), self.chains[name], name)
         x_neg = constrained(boltzmann, self.chains[name])
-        return _contrast(boltzmann, x, x_neg)
+        return self.contrast(boltzmann, x, x_neg, name)
+
+    def evaluate(  # noqa: D102
+        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
+    ) -> tuple[Tensor]:
+        batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
+        one = boltzmann.expand(())
+        is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
+        if not is_one_law or boltzmann.batch_shape not in (batch, ()):
+            return (boltzmann.log_density(x) - one.log_density(x_neg).mean(),)
+        # One pass, where the energy is one for both.
+        rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
+        of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
+        return (of_data.reshape(batch) - of_chains.mean(),)
 
     def _reinitialize(self, data: Tensor, name: str) -> None:
         chains = self.chains[name]
@@ -222,15 +235,3 @@ class PersistentCD(Persistent):
             begun = data[rows.random_(0, len(data), generator=generator)]
         anew = (u < self.reinit_prob).unsqueeze(-1)
         self.chains[name] = torch.where(anew, begun, chains)
-
-
-def _contrast(boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> Tensor:
-    """Evaluates data less the mean over chains, in one pass where the energy is one for both."""
-    batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
-    one = boltzmann.expand(())
-    is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
-    if not is_one_law or boltzmann.batch_shape not in (batch, ()):
-        return boltzmann.log_density(x) - one.log_density(x_neg).mean()
-    rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
-    of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
-    return of_data.reshape(batch) - of_chains.mean()
