@@ -220,6 +220,15 @@ def test_serves_constrained_sites(graph):
     assert len(graph) == 1
 
 
+def test_tells_supports_apart_that_print_alike(graph):
+    energy, make = Skewed(), OBJECTIVES["DSM"]
+    compiled = make(compile=True)
+    for top in (30.0, 30.00001):
+        box = constraints.independent(constraints.interval(0.0, tensor([top, 40.0])), 1)
+        assert_is_eager(make, compiled, ebm.Boltzmann(energy, support=box), rtol=1e-9, atol=1e-9)
+    assert len(graph) == 2
+
+
 def test_stands_in_for_the_eager_objective_in_a_model(graph):
     """Two sites, a minibatch and a mask, under SVI."""
     mask = WEIGHTS[0] > 0.1

@@ -150,12 +150,13 @@ class Objective(ELBO):
         data = f"data of site '{name}', with shape {tuple(x.shape)},"
         if not x.numel():
             raise ValueError(f"{data} are empty")
+        good = value.isfinite().all()
         if support.is_discrete:
-            inside, where = support.check(value), f"outside of the support {support}"
+            good, where = good & support.check(value).all(), f"outside of the support {support}"
         else:
-            inside = biject_to(support).inv(value).isfinite()
-            where = "on the edge of the support"
-        if not bool(value.isfinite().all() & inside.all()):
+            u, where = biject_to(support).inv(value), "on the edge of the support"
+            good = good if u is value else good & u.isfinite().all()
+        if not bool(good):
             raise ValueError(f"{data} are not finite, or lie {where}")
         module = module_of(boltzmann.energy)
         conditional = module is not boltzmann.energy

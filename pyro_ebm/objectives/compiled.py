@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..distributions import Boltzmann
 from ..energies.base import module_of
@@ -146,8 +147,17 @@ def law_of(boltzmann: Boltzmann) -> tuple:
     temperature, module = boltzmann.temperature, module_of(boltzmann.energy)
     if isinstance(temperature, Tensor):
         temperature = id(temperature)
-    settings = (temperature, id(module), repr(boltzmann.support), boltzmann.batch_shape)
+    settings = (temperature, id(module), _of_support(boltzmann.support), boltzmann.batch_shape)
     return *settings, _of_module(module)
+
+
+def _of_support(part: object) -> object:
+    """A constraint by its parts, of which those that are tensors count by identity."""
+    if isinstance(part, constraints.Constraint):
+        return type(part), *((name, _of_support(value)) for name, value in vars(part).items())
+    if isinstance(part, (list, tuple)):
+        return tuple(map(_of_support, part))
+    return part if isinstance(part, (bool, int, float, str)) else id(part)
 
 
 _NO_SETTINGS = vars(nn.Module()).keys() - {"training"}

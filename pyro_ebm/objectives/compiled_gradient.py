@@ -190,7 +190,8 @@ class _Weighed(torch.autograd.Function):
         tensors = ctx.saved_tensors[:-num]  # raises if they or parameters have moved since
         weight = weights.reshape(-1)[0]
         if not any(weights.stride()) or bool((weights == weight).all()):
-            grads = [None if grad is None else weight * grad for grad in ctx.grads]
+            scaled = iter(torch._foreach_mul([g for g in ctx.grads if g is not None], weight))
+            grads = [None if grad is None else next(scaled) for grad in ctx.grads]
         else:
             grads = ctx.native.code(weights.contiguous(), *tensors)[:num]
         return None, None, *grads

@@ -46,7 +46,7 @@ class ContrastiveDivergence(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether the steps are compiled, see :class:`PersistentCD`.
+        compile: Whether steps and gradient are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite or
@@ -99,7 +99,7 @@ class ShortRun(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether the steps are compiled, see :class:`PersistentCD`.
+        compile: Whether steps and gradient are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite, if
@@ -156,12 +156,13 @@ class PersistentCD(Persistent):
         reinit_prob: The probability with which a chain begins anew, per update.
         elbo: The ELBO that takes care of the rest of a model.
         reinit_from: Where such a chain begins: "noise" or "data".
-        compile: Whether the steps of the chains are compiled into native code, with the same
-            noise and the same numbers to rounding. It takes about half a minute at the first
-            update, and again where the number of chains or a setting of the energy changes;
-            parameters may move in place as they like. An energy that reads Python state beyond
-            the numbers and tensors of its modules must stay eager; one that is a closure or
-            conditional does, with a warning.
+        compile: Whether the steps of the chains, and the gradient of data against chains, are
+            compiled into native code, with the same noise and the same numbers to rounding. It
+            takes most of a minute at the first update, and again where the number of chains, the
+            shape of the data or a setting of the energy changes; parameters may move in place as
+            they like, and the step size of the kernel too. An energy that reads Python state
+            beyond the numbers and tensors of its modules must stay eager; one that is a closure
+            or conditional does, with a warning.
 
     Raises:
         ValueError: If a count is not positive, ``reinit_prob`` not in [0, 1] or ``reinit_from``
