@@ -17,7 +17,16 @@ one warning that says why, never a run.
 
 from __future__ import annotations
 
-__all__ = ["Compile", "Graph", "Rung", "compile_block", "compile_scan", "loop", "trace"]
+__all__ = [
+    "Compile",
+    "Graph",
+    "Rung",
+    "compile_block",
+    "compile_function",
+    "compile_scan",
+    "loop",
+    "trace",
+]
 
 import types
 import warnings
@@ -120,6 +129,18 @@ class Graph(torch.nn.Module):
         if self.size <= MAX_NATIVE_OPS:
             self._for_compiler = rewritten(self.module, self._leaves)
 
+    def compiled(self, leaves: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        """Compiles it by itself, as a function of flat tensors, whose properties are not checked.
+
+        Args:
+            leaves: Real arguments.
+        """
+        self.rewrite()
+        for node in self._for_compiler.graph.nodes:
+            node.meta.clear()  # the compiler makes its own
+        with torch.no_grad():
+            return torch._inductor.compile(self._for_compiler, list(leaves), options=OPTIONS)
+
     def is_as(self, other: Graph) -> bool:
         """Whether another graph does the same with equal constants and the same parameters."""
         return (self.module.code, self.is_tensor, self.spec_out) == (
@@ -197,6 +218,44 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
 
     leaves = _fresh(carry, orders)
     return tree_unflatten(list(while_loop(flat_condition, flat_body, leaves)), spec)
+
+
+def compile_function(
+    fn: Callable[..., tuple], args: tuple[Tensor, ...]
+) -> Rung[Callable[..., list]]:
+    """Compiles a function without loops into native code that costs hardly anything to call.
+
+    Nothing is looked at when it is called: tensors have to be as those it was compiled with, but
+    for their values.
+
+    Args:
+        fn: As :func:`trace` takes it, from tensors to a tuple of tensors and ``None``: parameters
+            are live in native code too.
+        args: Real arguments, contiguous, to trace and check it with.
+
+    Returns:
+        The compiled function; or ``None`` on a rung below, for the reason it names.
+    """
+    below = trace(fn, args)
+    if not isinstance(below.fn, Graph):
+        return Rung(None, below.name, below.reason)
+    graph, size = below.fn, below.size
+
+    def native(*args: Tensor) -> list[Tensor | None]:
+        with torch.no_grad():
+            found = iter(compiled(*args))
+        return [next(found) if is_tensor else None for is_tensor in graph.is_tensor]
+
+    try:
+        if size > MAX_NATIVE_OPS:
+            raise RuntimeError(f"{size} operations are too many")
+        compiled = graph.compiled(args)
+        _check(native(*args), graph(*args))
+    except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
+        reason = f"compiling stopped at: {_first_line(error)}"
+        warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
+        return Rung(None, "graph", reason, size)
+    return Rung(native, "native", f"{size} operations", size)
 
 
 def compile_scan(
