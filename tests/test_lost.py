@@ -73,7 +73,7 @@ def test_a_mode_of_some_weight_is_left_alone():
     assert mcmc.state.z[:20].gt(1e5).all()
 
 
-def test_the_others_places_are_taken_in_turn():
+def test_the_others_places_are_taken_evenly():
     target = Potential.of(Boltzmann(lambda x: x.square().sum(-1), event_shape=(2,)))
     kernel = HMC()
     for num_lost in (1, 3, 9, 30):
@@ -88,6 +88,8 @@ def test_the_others_places_are_taken_in_turn():
         assert not lost[source].any()
         taken = source[lost].bincount(minlength=32)[~lost]
         assert taken.max() - taken.min() <= 1
+        gaps = torch.cat([taken.nonzero().flatten(), tensor([32 - num_lost])]).diff()
+        assert gaps.max() - gaps.min() <= 1  # not of the first superchain alone
         for got, expected in zip(after[:3], kernel.init(target, z[source])[:3], strict=True):
             torch.testing.assert_close(got, expected)
 

@@ -111,7 +111,7 @@ class NUTS(AsynchronousKernel):
 
     def init(self, potential: Potential, z: Tensor) -> NUTSState:  # noqa: D102
         state = super().init(potential, z)
-        return NUTSState(*state, torch.full_like(state.step_size, self.max_tree_depth).long())
+        return NUTSState(*state, z.new_tensor(self.max_tree_depth))
 
     def adaptation(self, warmup_steps: int) -> Adaptation:  # noqa: D102
         return _DepthAdaptation(self, warmup_steps)
@@ -214,4 +214,4 @@ class _DepthAdaptation(Adaptation):
     ) -> tuple[tuple, NUTSState]:
         tuning, state = super().learn(tuning, state, info, when)
         most = torch.where(when.settling, min(SETTLING_DEPTH, self.max_depth), self.max_depth)
-        return tuning, state._replace(max_depth=most)
+        return tuning, state._replace(max_depth=most.to(state.max_depth))
