@@ -254,7 +254,8 @@ def compile_function(
     try:
         if size > MAX_NATIVE_OPS:
             raise RuntimeError(f"{size} operations are too many")
-        compiled = graph.compiled(args)
+        with fast_building():
+            compiled = graph.compiled(args)
         _check(native(*args), graph(*args))
     except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
         reason = f"compiling stopped at: {_first_line(error)}"
