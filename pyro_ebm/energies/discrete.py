@@ -10,7 +10,7 @@ other given the rest: sites of one colour.
 
 from __future__ import annotations
 
-__all__ = ["DiscreteEnergy"]
+__all__ = ["DiscreteEnergy", "as_numbers", "draw_booleans"]
 
 from collections.abc import Sequence
 
@@ -68,15 +68,29 @@ class DiscreteEnergy(Energy):
                 f"{support}"
             )
         self.alphabet = alphabet
-        sites = self.event_shape[:-1] if alphabet.one_hot else self.event_shape
         if colours is None:
-            colours = torch.arange(sites.numel()).reshape(sites)
+            colours = torch.arange(self.site_shape.numel()).reshape(self.site_shape)
         self.register_buffer("colours", colours, persistent=False)
+        self.num_colours = int(colours.max()) + 1
 
     @property
     def num_values(self) -> int:
         """The number of values of a site, K."""
         return self.event_shape[-1] if self.alphabet.one_hot else self.alphabet.size
+
+    @property
+    def site_shape(self) -> torch.Size:
+        """The shape of the sites of a point: that of the event, but for one-hot vectors."""
+        return self.event_shape[:-1] if self.alphabet.one_hot else self.event_shape
+
+    @property
+    def uniform_shape(self) -> torch.Size:
+        """The shape of the uniform draws that a sweep of one point takes: one for each site.
+
+        An energy that draws what it has summed out as well, such as the hidden units of an RBM,
+        takes more.
+        """
+        return self.site_shape
 
     def conditionals(self, x: Tensor) -> Tensor:
         r"""Evaluates the log conditionals of every site, given all the others.
@@ -90,6 +104,7 @@ class DiscreteEnergy(Energy):
         """
         raise NotImplementedError(f"{type(self).__name__} must define conditionals(x)")
 
+    @torch.no_grad()
     def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:
         r"""Draws every site once from its conditional: a systematic Gibbs sweep.
 
@@ -98,16 +113,39 @@ class DiscreteEnergy(Energy):
 
         Args:
             x: Points, with shape ``(*batch, *event)``.
-            uniform: Uniform draws in [0, 1), with shape ``(*batch, *sites)``.
+            uniform: Uniform draws in [0, 1), with shape ``(*batch, *uniform_shape)``.
             beta: The inverse temperature, to broadcast with ``(*batch, *sites, 1)``.
 
         Returns:
             Points, with the shape of ``x``.
         """
-        for colour in range(int(self.colours.max()) + 1):
+        for colour in range(self.num_colours):
             own = self.colours == colour
             below = (beta * self.conditionals(x)).softmax(-1).cumsum(-1)[..., :-1]
             places = (uniform.unsqueeze(-1) >= below).sum(-1)
             drawn = self.alphabet.decode(places, x, self.num_values)
             x = torch.where(own.unsqueeze(-1) if self.alphabet.one_hot else own, drawn, x)
         return x
+
+
+def as_numbers(x: Tensor, like: Tensor) -> Tensor:
+    """Turns booleans and integers into floating-point numbers, and leaves these as they are.
+
+    Args:
+        x: Points.
+        like: A tensor whose dtype they take.
+    """
+    return x if x.is_floating_point() else x.to(like.dtype)
+
+
+def draw_booleans(log_odds: Tensor, uniform: Tensor) -> Tensor:
+    r"""Draws booleans: 1 where :math:`u \ge 1 - \sigma(a)`, in as few passes as can be.
+
+    Args:
+        log_odds: The log odds :math:`a` of 1, in nats.
+        uniform: Uniform draws :math:`u` in [0, 1), of the same shape.
+
+    Returns:
+        Zeros and ones, with the dtype of ``log_odds``.
+    """
+    return log_odds.sigmoid().add_(uniform).ge_(1)

@@ -199,7 +199,9 @@ class _Swap(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         boltzmann = base_distribution(msg["fn"])
-        if not isinstance(boltzmann, Boltzmann) or boltzmann.is_normalized:
+        if not isinstance(boltzmann, Boltzmann):
+            return
+        if boltzmann.is_normalized and not boltzmann.sums_log_z:
             return
         parameters = trainable_parameters(boltzmann.energy)
         module = module_of(boltzmann.energy)
