@@ -4,7 +4,7 @@ r"""One target, seen by every kernel as a potential on :math:`\mathbb{R}^D` for 
 
 A Pyro model, a :class:`~pyro_ebm.Boltzmann` or a potential function of a dict all become a
 :class:`Potential`. Constrained sites are sampled through their bijection, so that the Jacobian is
-never forgotten.
+never forgotten; discrete ones lie in ``z`` as they are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 
 from .batching import batched_value_and_grad
+from .discrete import DiscreteTarget, bijection_of, discrete_target
 from .distributions import Boltzmann
 from .energies.base import check_energy, reference_tensor
 
@@ -61,6 +62,8 @@ class Potential:
         sites: The latents, in the order in which they lie in ``z``.
         start: A tensor whose dtype and device the chains have.
         plates: The plates of which it sees a minibatch at a time.
+        discrete: If the sites are discrete, what their kernels ask for; the gradient is then that
+            of the energy as a function of real numbers, where it is one.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -76,12 +79,14 @@ class Potential:
         sites: list[Site],
         start: Tensor,
         plates: Sequence[Plate] = (),
+        discrete: DiscreteTarget | None = None,
     ) -> None:
         self.value_and_grad = value_and_grad
         self.sites = sites
         self.dim = sum(site.shape.numel() for site in sites)
         self.start = start
         self.plates = plates
+        self.discrete = discrete
 
     @classmethod
     def of(
@@ -136,8 +141,9 @@ class Potential:
             batch_shape: The shape of the batch; there are as many chains as it has elements.
             like: A tensor whose dtype and device the chains have.
         """
-        bijection = biject_to(boltzmann.support)
+        bijection = bijection_of(boltzmann.support)
         shape = bijection.inverse_shape(boltzmann.event_shape)
+        discrete = discrete_target(boltzmann, batch_shape, one_each=True)
 
         one_each = (*batch_shape, *shape)
 
@@ -147,7 +153,7 @@ class Potential:
             return -unconstrained_log_density(boltzmann, u).reshape(-1)
 
         sites = [Site("x", shape, bijection, ())]
-        return cls(_batched_grad(value), sites, like)
+        return cls(_batched_grad(value), sites, like, discrete=discrete)
 
     def on(self, rows: Sequence[Tensor]) -> Potential:
         """Returns the potential of one minibatch, scaled up to all the data.
@@ -162,9 +168,20 @@ class Potential:
         return Potential(value_and_grad, self.sites, self.start)
 
     def flatten(self, unconstrained: dict[str, Tensor]) -> Tensor:
-        """Packs unconstrained values, chains first, into ``z (C, D)``."""
+        """Packs unconstrained values, chains first, into ``z (C, D)``.
+
+        Raises:
+            ValueError: If discrete values are not of their alphabet.
+        """
         values = [unconstrained[site.name] for site in self.sites]
-        return torch.cat([value.reshape(len(value), -1).to(self.start) for value in values], -1)
+        z = torch.cat([value.reshape(len(value), -1).to(self.start) for value in values], -1)
+        if self.discrete is not None and not self.discrete.contains(z):
+            names, wrong = [site.name for site in self.sites], z.unique()[:8].tolist()
+            raise ValueError(
+                f"values of {names} must be of the alphabet of its support, "
+                f"{self.discrete.alphabet}, got {wrong}"
+            )
+        return z
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
         """Unpacks ``z (*batch, D)`` into unconstrained values by name."""
@@ -184,6 +201,8 @@ class Potential:
     def initialize(self, num_chains: int, radius: float = 2.0, max_tries: int = 100) -> Tensor:
         r"""Draws starting points uniformly in a cube of unconstrained space, where U is finite.
 
+        Discrete ones are drawn uniformly from all points.
+
         Args:
             num_chains: The number of chains :math:`C`.
             radius: Half the side of the cube.
@@ -195,35 +214,49 @@ class Potential:
         Raises:
             ValueError: If some chain finds no finite start.
         """
-        z = self.start.new_empty(num_chains, self.dim).uniform_(-radius, radius)
-        spread = [
-            torch.arange(b, device=z.device).expand(num_chains, b) * (n // b)
-            for _, n, b in self.plates
-        ]
+
+        def draw(count: int) -> Tensor:
+            z = self.start.new_empty(count, self.dim)
+            return z.uniform_(-radius, radius) if self.discrete is None else self.discrete.draw(z)
+
+        z = draw(num_chains)
         for _ in range(max_tries):
-            value, grad = self.value_and_grad(z, *spread)
-            bad = ~(value.isfinite() & grad.isfinite().all(-1))
+            bad = ~self._is_finite(z)
             if not bool(bad.any()):
                 return z
-            z[bad] = z.new_empty(int(bad.sum()), self.dim).uniform_(-radius, radius)
+            z[bad] = draw(int(bad.sum()))
         raise ValueError(
             f"{int(bad.sum())} of {num_chains} chains found no start with a finite potential in "
             f"{max_tries} tries; give initial_params"
         )
 
+    def _is_finite(self, z: Tensor) -> Tensor:
+        if self.discrete is not None:
+            return self.discrete.value(z).isfinite()
+        spread = [
+            torch.arange(b, device=z.device).expand(len(z), b) * (n // b)
+            for _, n, b in self.plates
+        ]
+        value, grad = self.value_and_grad(z, *spread)
+        return value.isfinite() & grad.isfinite().all(-1)
+
 
 def _of_boltzmann(boltzmann: Boltzmann) -> Potential:
-    bijection = biject_to(boltzmann.support)
+    bijection = bijection_of(boltzmann.support)
     shape = boltzmann.batch_shape + bijection.inverse_shape(boltzmann.event_shape)
     start = reference_tensor(boltzmann.energy)
+    discrete = discrete_target(boltzmann, boltzmann.batch_shape, one_each=False)
+    z = start.new_zeros(2, shape.numel())
     if not boltzmann.batch_shape:
-        check_energy(boltzmann.energy, bijection(start.new_zeros(2, *shape)))
+        x = z if discrete is None else discrete.draw(z)
+        check_energy(boltzmann.energy, bijection(x.reshape(2, *shape)), discrete is None)
 
     def value(z: Tensor) -> Tensor:
         log_density = unconstrained_log_density(boltzmann, z.reshape(-1, *shape))
         return -log_density.reshape(len(z), -1).sum(-1)
 
-    return Potential(_batched_grad(value), [Site("x", shape, bijection, ())], start)
+    sites = [Site("x", shape, bijection, ())]
+    return Potential(_batched_grad(value), sites, start, discrete=discrete)
 
 
 def _batched_grad(value: Callable[[Tensor], Tensor]) -> ValueAndGrad:
@@ -249,7 +282,7 @@ def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
     Returns:
         The log density in nats up to a constant, with shape ``(*sample, *batch)``.
     """
-    bijection = biject_to(boltzmann.support)
+    bijection = bijection_of(boltzmann.support)
     x = bijection(u)
     log_density = boltzmann.log_density(x)
     jacobian = bijection.log_abs_det_jacobian(u, x)

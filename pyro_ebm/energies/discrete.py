@@ -68,15 +68,29 @@ class DiscreteEnergy(Energy):
                 f"{support}"
             )
         self.alphabet = alphabet
-        sites = self.event_shape[:-1] if alphabet.one_hot else self.event_shape
         if colours is None:
-            colours = torch.arange(sites.numel()).reshape(sites)
+            colours = torch.arange(self.site_shape.numel()).reshape(self.site_shape)
         self.register_buffer("colours", colours, persistent=False)
+        self.num_colours = int(colours.max()) + 1
 
     @property
     def num_values(self) -> int:
         """The number of values of a site, K."""
         return self.event_shape[-1] if self.alphabet.one_hot else self.alphabet.size
+
+    @property
+    def site_shape(self) -> torch.Size:
+        """The shape of the sites of a point: that of the event, but for one-hot vectors."""
+        return self.event_shape[:-1] if self.alphabet.one_hot else self.event_shape
+
+    @property
+    def uniform_shape(self) -> torch.Size:
+        """The shape of the uniform draws that a sweep of one point takes: one for each site.
+
+        An energy that draws what it has summed out as well, such as the hidden units of an RBM,
+        takes more.
+        """
+        return self.site_shape
 
     def conditionals(self, x: Tensor) -> Tensor:
         r"""Evaluates the log conditionals of every site, given all the others.
@@ -98,13 +112,13 @@ class DiscreteEnergy(Energy):
 
         Args:
             x: Points, with shape ``(*batch, *event)``.
-            uniform: Uniform draws in [0, 1), with shape ``(*batch, *sites)``.
+            uniform: Uniform draws in [0, 1), with shape ``(*batch, *uniform_shape)``.
             beta: The inverse temperature, to broadcast with ``(*batch, *sites, 1)``.
 
         Returns:
             Points, with the shape of ``x``.
         """
-        for colour in range(int(self.colours.max()) + 1):
+        for colour in range(self.num_colours):
             own = self.colours == colour
             below = (beta * self.conditionals(x)).softmax(-1).cumsum(-1)[..., :-1]
             places = (uniform.unsqueeze(-1) >= below).sum(-1)

@@ -3,7 +3,10 @@
 from .annealed import annealed_langevin
 from .base import Kernel
 from .chees import ChEES
+from .discrete import SingleFlip
+from .gibbs import Gibbs
 from .hamiltonian import HMC
+from .informed import DiscreteMALA, GibbsWithGradients
 from .langevin import MALA, ULA
 from .metropolis import RandomWalk
 from .microcanonical import MAMS, MCLMC
@@ -24,10 +27,14 @@ __all__ = [
     "SGLD",
     "ULA",
     "ChEES",
+    "DiscreteMALA",
+    "Gibbs",
+    "GibbsWithGradients",
     "Info",
     "Kernel",
     "ParallelTempering",
     "RandomWalk",
+    "SingleFlip",
     "State",
     "UnderdampedLangevin",
     "annealed_langevin",
