@@ -91,10 +91,10 @@ class DiscreteTarget:
         inside = (places >= 0) & (places < self.num_values)
         return bool(inside.all()) and torch.equal(self.points(places, z), z)
 
-    def draw(self, z: Tensor) -> Tensor:
+    def draw(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws points uniformly, of the shape of chains ``z (C, D)``."""
-        shape = (len(z), self.num_sites(z))
-        return self.points(torch.randint(self.num_values, shape, device=z.device), z)
+        places = torch.empty(len(z), self.num_sites(z), dtype=torch.long, device=z.device)
+        return self.points(places.random_(0, self.num_values, generator=generator), z)
 
     def place_at(self, z: Tensor, site: Tensor) -> Tensor:
         """The place of the value at one site ``(C,)`` of each chain ``(C, D)``, ``(C,)``."""
