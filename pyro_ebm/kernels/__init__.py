@@ -3,6 +3,7 @@
 from .annealed import annealed_langevin
 from .base import Kernel
 from .chees import ChEES
+from .cluster import SwendsenWang
 from .discrete import SingleFlip
 from .gibbs import Gibbs
 from .hamiltonian import HMC
@@ -36,6 +37,7 @@ __all__ = [
     "RandomWalk",
     "SingleFlip",
     "State",
+    "SwendsenWang",
     "UnderdampedLangevin",
     "annealed_langevin",
     "run",
