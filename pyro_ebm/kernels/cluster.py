@@ -144,10 +144,11 @@ class SwendsenWang(DiscreteKernel):
         beta = beta / target.temperature
         of_bonds, of_clusters = noise[0].reshape(len(rows), -1).split([num_edges, num_sites], -1)
         first, second = energy.edges.unbind(-1)
-        agree = (places[:, first] == places[:, second]).to(rows.dtype)
-        worth = 2 * (2 * agree - 1) if _are_spins(target) else agree
-        strength = (beta * energy.couplings * worth).clamp(min=0)
-        bonded = of_bonds < -torch.expm1(-strength)
+        agree = places.index_select(1, first) == places.index_select(1, second)
+        strength = beta * energy.couplings
+        if _are_spins(target):
+            agree, strength = agree == (strength > 0), 2 * strength.abs()
+        bonded = agree & (of_bonds < -torch.expm1(-strength))
         offset = num_sites * torch.arange(len(rows), device=rows.device).unsqueeze(-1)
         ends = first + offset, torch.where(bonded, second, first) + offset
         cluster = connected_components(places.numel(), *(end.flatten() for end in ends))
