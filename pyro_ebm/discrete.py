@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, identity_transform
 
+from .batching import value_and_grad_of
 from .distributions import Boltzmann
 from .energies.alphabet import Alphabet, alphabet_of
 from .energies.discrete import DiscreteEnergy
@@ -41,19 +42,25 @@ class DiscreteTarget:
             :math:`D = S K`, else :math:`D = S`.
         alphabet: The values of a site.
         num_values: Their number :math:`K`.
+        value_and_grad: The same with the gradient, where ``value`` cannot be differentiated.
     """
 
     can_sweep: bool = False
     """Whether it knows how to sweep."""
 
     def __init__(
-        self, value: Callable[[Tensor], Tensor], alphabet: Alphabet, num_values: int
+        self,
+        value: Callable[[Tensor], Tensor],
+        alphabet: Alphabet,
+        num_values: int,
+        value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.alphabet = alphabet
         self.num_values = num_values
         self.beta: Tensor | float = 1.0
         """The inverse temperature on the path to the target: a number, or one for each chain."""
         self._value = value
+        self._value_and_grad = value_and_grad or value_and_grad_of(value)
 
     @property
     def _width(self) -> int:
@@ -134,21 +141,12 @@ class DiscreteTarget:
         return value * self.beta, changes * self.beta[:, None, None]
 
     def _changes(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = self._value(z)
-            if not value.requires_grad:
-                raise ValueError(
-                    "the energy has no gradient in x, nor does it know its conditionals: sample "
-                    "with kernels.SingleFlip or kernels.Gibbs, which ask for neither"
-                )
-            (grad,) = torch.autograd.grad(value.sum(), z)
-        z = z.detach()
+        value, grad = self._value_and_grad(z)
         if self.alphabet.one_hot:
             grad, here = (part.unflatten(-1, (-1, self.num_values)) for part in (grad, z))
-            return value.detach(), grad - (grad * here).sum(-1, keepdim=True)
+            return value, grad - (grad * here).sum(-1, keepdim=True)
         values = self.alphabet.decode(torch.arange(self.num_values, device=z.device), z)
-        return value.detach(), grad.unsqueeze(-1) * (values - z.unsqueeze(-1))
+        return value, grad.unsqueeze(-1) * (values - z.unsqueeze(-1))
 
     def num_uniforms(self, z: Tensor) -> int:
         """The number of uniform draws that a sweep of one chain takes, where it can sweep."""

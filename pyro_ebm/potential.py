@@ -23,7 +23,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 
-from .batching import batched_value_and_grad
+from .batching import batched_value_and_grad, value_and_grad_of
 from .discrete import DiscreteTarget, bijection_of, discrete_target
 from .distributions import Boltzmann
 from .energies.base import check_energy, reference_tensor
@@ -153,7 +153,7 @@ class Potential:
             return -unconstrained_log_density(boltzmann, u).reshape(-1)
 
         sites = [Site("x", shape, bijection, ())]
-        return cls(_batched_grad(value), sites, like, discrete=discrete)
+        return cls(value_and_grad_of(value), sites, like, discrete=discrete)
 
     def on(self, rows: Sequence[Tensor]) -> Potential:
         """Returns the potential of one minibatch, scaled up to all the data.
@@ -256,18 +256,7 @@ def _of_boltzmann(boltzmann: Boltzmann) -> Potential:
         return -log_density.reshape(len(z), -1).sum(-1)
 
     sites = [Site("x", shape, bijection, ())]
-    return Potential(_batched_grad(value), sites, start, discrete=discrete)
-
-
-def _batched_grad(value: Callable[[Tensor], Tensor]) -> ValueAndGrad:
-    def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            values = value(z)
-            (grad,) = torch.autograd.grad(values.sum(), z)
-        return values.detach(), grad
-
-    return value_and_grad
+    return Potential(value_and_grad_of(value), sites, start, discrete=discrete)
 
 
 def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
