@@ -12,7 +12,14 @@ is 1 but on the path to the target.
 
 from __future__ import annotations
 
-__all__ = ["DiscreteTarget", "KnownConditionals", "bijection_of", "discrete_target"]
+__all__ = [
+    "AsIntegers",
+    "DiscreteTarget",
+    "KnownConditionals",
+    "bijection_of",
+    "discrete_site",
+    "discrete_target",
+]
 
 import copy
 import math
@@ -20,6 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, identity_transform
 
@@ -32,6 +40,31 @@ from .energies.discrete import DiscreteEnergy
 def bijection_of(support: constraints.Constraint) -> Transform:
     """Returns the map from where chains move to a support: the identity for an alphabet."""
     return identity_transform if alphabet_of(support) is not None else biject_to(support)
+
+
+class AsIntegers(Transform):
+    """Floats, as chains are, that a model takes as integers."""
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsIntegers) and other.dtype == self.dtype
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.round().to(self.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y.to(torch.get_default_dtype())
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Nothing is stretched."""
+        return torch.zeros_like(x)
 
 
 class DiscreteTarget:
@@ -76,6 +109,18 @@ class DiscreteTarget:
         path = copy.copy(self)
         path.beta = beta
         return path
+
+    def given(self, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> DiscreteTarget:
+        """Returns the target of the same values with another potential: that of all the rest.
+
+        Args:
+            value_and_grad: Maps ``z (C, D)`` to :math:`U` in nats ``(C,)`` and its gradient.
+        """
+
+        def value(z: Tensor) -> Tensor:
+            return value_and_grad(z)[0]
+
+        return DiscreteTarget(value, self.alphabet, self.num_values, value_and_grad)
 
     def num_sites(self, z: Tensor) -> int:
         """The number of sites of chains ``z (C, D)``."""
@@ -267,3 +312,23 @@ def discrete_target(
         return KnownConditionals(boltzmann, rows)
     num_values = boltzmann.event_shape[-1] if alphabet.one_hot else alphabet.size
     return DiscreteTarget(rows.value_of(boltzmann), alphabet, num_values)
+
+
+def discrete_site(fn: TorchDistribution) -> DiscreteTarget | None:
+    """Says what values a latent of a model has, before its potential is :meth:`~given`.
+
+    Args:
+        fn: Its distribution.
+
+    Returns:
+        The target; ``None`` if its support is no alphabet.
+    """
+    alphabet = alphabet_of(fn.support)
+    if alphabet is None:
+        return None
+    num_values = fn.event_shape[-1] if alphabet.one_hot else alphabet.size
+    return DiscreteTarget(_unknown, alphabet, num_values)
+
+
+def _unknown(z: Tensor) -> Tensor:
+    raise RuntimeError("the potential of this site alone is not known")

@@ -1,5 +1,6 @@
 """Kernels: transitions that leave a distribution invariant, or say by how much they do not."""
 
+from .alternating import Alternating
 from .annealed import annealed_langevin
 from .base import Kernel
 from .chees import ChEES
@@ -27,6 +28,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "ULA",
+    "Alternating",
     "ChEES",
     "DiscreteMALA",
     "Gibbs",

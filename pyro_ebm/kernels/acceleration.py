@@ -268,7 +268,8 @@ def traced(
         return kernel, potential, Rung(None, "eager", f"{type(kernel).__name__} has branches")
     gradients = _Gradients(potential)
     gradient = gradients.of(state.z)
-    return kernel, Potential(gradients, potential.sites, potential.start), gradient
+    target = Potential(gradients, potential.sites, potential.start, within=potential.within)
+    return kernel, target, gradient
 
 
 class _Gradients:
