@@ -24,7 +24,7 @@ __all__ = [
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -163,8 +163,9 @@ class DiscreteTarget:
 
     @torch.no_grad()
     def value(self, z: Tensor) -> Tensor:
-        """Evaluates the potential of chains ``(C, D)``, in nats ``(C,)``."""
-        return self._value(z) * self.beta
+        """Evaluates the potential of chains ``(C, D)``, once or several times over, in nats."""
+        beta = self.beta
+        return self._value(z) * (beta.repeat(len(z) // len(beta)) if _varies(beta) else beta)
 
     def value_and_changes(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Evaluates the potential and how it changes.
@@ -181,7 +182,7 @@ class DiscreteTarget:
             ``(C, S, K)``.
         """
         value, changes = self._changes(z)
-        if not isinstance(self.beta, Tensor):
+        if not _varies(self.beta):
             return value, changes
         return value * self.beta, changes * self.beta[:, None, None]
 
@@ -253,7 +254,7 @@ class KnownConditionals(DiscreteTarget):
 
     def inverse_temperature(self) -> Tensor | float:
         """What the energy is multiplied with: a number, or one to broadcast with the batch."""
-        if not isinstance(self.beta, Tensor):
+        if not _varies(self.beta):
             return self.beta / self.temperature
         return self.rows.per_row(self.beta) / self.temperature
 
@@ -328,6 +329,10 @@ def discrete_site(fn: TorchDistribution) -> DiscreteTarget | None:
         return None
     num_values = fn.event_shape[-1] if alphabet.one_hot else alphabet.size
     return DiscreteTarget(_unknown, alphabet, num_values)
+
+
+def _varies(beta: Tensor | float) -> TypeGuard[Tensor]:
+    return isinstance(beta, Tensor)
 
 
 def _unknown(z: Tensor) -> Tensor:

@@ -166,6 +166,9 @@ DISCRETE_KERNELS = {
     "GibbsWithGradients": kernels.GibbsWithGradients,
     "DiscreteMALA": lambda *args: kernels.DiscreteMALA(*args, step_size=0.6),
     "SwendsenWang": kernels.SwendsenWang,
+    "DiscreteTempering": lambda *args: kernels.DiscreteTempering(
+        kernels.DiscreteMALA(*args, step_size=0.6), num_temperatures=3
+    ),
 }
 
 WITH_COUPLINGS = ["ising_3x3", "ising_3x4", "frustrated_3x3", "potts_3x3"]

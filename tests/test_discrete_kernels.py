@@ -351,6 +351,44 @@ def test_swendsen_wang_refuses_what_is_not_all_of_the_energy():
             kernels.SwendsenWang().init(potential, potential.initialize(2))
 
 
+@pytest.mark.parametrize("name", ["Gibbs", "DiscreteMALA", "SwendsenWang"])
+def test_tempering_crosses_between_modes_and_tunes_each_level(name):
+    energy = Pairs((3, 3), torus(3, 3), torch.full((18,), 0.8), uneven(9, -0.02, 0.06))
+    p = Boltzmann(energy, temperature=TEMPERATURE)
+    law = Enumerated(p)
+    kernel = kernels.DiscreteTempering(DISCRETE_KERNELS[name](p), num_temperatures=5)
+    up = {"x": torch.ones(1500, 3, 3)}
+    mcmc = ebm.MCMC(kernel, 25, 50, 1500, initial_params=up, disable_progbar=True, compile=False)
+    mcmc.run()
+    law.check(mcmc.get_samples(group_by_chain=True)["x"][:, -1].flatten(1))
+    state = mcmc.state
+    assert (state.betas.diff() > 0).all()
+    assert (state.betas[0], state.betas[-1]) == (0, 1)
+    assert state.num_restarts.double().mean() > 1
+    assert state.swap_prob.max() - state.swap_prob.min() < 0.25
+    assert (name == "DiscreteMALA") == bool(state.step_sizes.diff().abs().max() > 0)
+    values = [law.potential.discrete.value(z) for z in state.replicas.z.split(1500)]
+    for beta, value in zip(state.betas[1:].tolist(), values, strict=True):
+        probs = (beta * law.probs.log()).softmax(0)
+        every = law.potential.discrete.value(law.z)
+        mean = (probs * every).sum()
+        error = (probs * (every - mean) ** 2).sum().sqrt() / math.sqrt(1500)
+        assert_close(value.mean(), mean, error)
+
+
+def test_tempering_refuses_kernels_that_do_not_fit():
+    gibbs = kernels.Gibbs()
+    for wrong in (kernels.HMC(), kernels.DiscreteTempering(gibbs)):
+        with pytest.raises(ValueError, match="must be an untempered discrete kernel"):
+            kernels.DiscreteTempering(wrong)
+    with pytest.raises(ValueError, match=r"Gibbs moves discrete sites: use DiscreteTempering"):
+        kernels.ParallelTempering(gibbs)
+    with pytest.raises(ValueError, match="num_temperatures must be at least 2, got 1"):
+        kernels.DiscreteTempering(gibbs, num_temperatures=1)
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        kernels.DiscreteTempering(gibbs, num_steps=0)
+
+
 # in the drivers
 
 

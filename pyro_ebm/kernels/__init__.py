@@ -6,6 +6,7 @@ from .base import Kernel
 from .chees import ChEES
 from .cluster import SwendsenWang
 from .discrete import SingleFlip
+from .discrete_tempering import DiscreteTempering
 from .gibbs import Gibbs
 from .hamiltonian import HMC
 from .informed import DiscreteMALA, GibbsWithGradients
@@ -31,6 +32,7 @@ __all__ = [
     "Alternating",
     "ChEES",
     "DiscreteMALA",
+    "DiscreteTempering",
     "Gibbs",
     "GibbsWithGradients",
     "Info",

@@ -18,6 +18,8 @@ from ..potential import Model, Potential, Site
 from .adaptation import Adaptation
 from .base import Kernel
 from .discrete import DiscreteKernel, DiscreteState
+from .discrete_tempering import DiscreteTempering
+from .tempering import ParallelTempering
 from .transition import Info, State
 
 
@@ -63,8 +65,8 @@ class Alternating(Kernel):
         rest: A kernel without a target for all continuous sites together; none if there are none.
 
     Raises:
-        ValueError: If there is no kernel, one has a target of its own, or is of the wrong kind; in
-            use, if a name is no discrete latent of the model, or there are continuous sites and
+        ValueError: If there is no kernel, one has a target of its own, is tempered or of the wrong
+            kind; in use, if a name is no discrete latent of the model, or there are continuous sites and
             ``rest`` is missing, or the other way round.
 
     Example:
@@ -104,6 +106,8 @@ class Alternating(Kernel):
             )
         if not self.sites:
             raise ValueError("sites must name a discrete site and its kernel, got none")
+        if any(isinstance(k, DiscreteTempering | ParallelTempering) for k in self.kernels):
+            raise ValueError("kernels must not be tempered: their replicas have no rest in common")
         if any(kernel.target or kernel.potential_fn for kernel in self.kernels):
             raise ValueError(
                 "the kernels must have no target of their own: give it to Alternating"
