@@ -100,6 +100,7 @@ def test_finds_the_law_from_a_uniform_start(kernel, target):
     law = Enumerated(boltzmann_of(target))
     swept = kernel == "SwendsenWang" or (kernel == "Gibbs" and law.potential.discrete.can_sweep)
     num_steps = 25 if swept else 100 if kernel == "DiscreteMALA" else 200
+    num_steps = 50 if kernel == "DiscreteTempering" else num_steps
     z = law.potential.initialize(2500)
     state, _ = move(DISCRETE_KERNELS[kernel](), law.potential, z, num_steps)
     law.check(state.z)
@@ -355,10 +356,12 @@ def test_swendsen_wang_refuses_what_is_not_all_of_the_energy():
 def test_tempering_crosses_between_modes_and_tunes_each_level(name):
     energy = Pairs((3, 3), torus(3, 3), torch.full((18,), 0.8), uneven(9, -0.02, 0.06))
     p = Boltzmann(energy, temperature=TEMPERATURE)
-    law = Enumerated(p)
+    law, num_chains = Enumerated(p), 800
     kernel = kernels.DiscreteTempering(DISCRETE_KERNELS[name](p), num_temperatures=5)
-    up = {"x": torch.ones(1500, 3, 3)}
-    mcmc = ebm.MCMC(kernel, 25, 50, 1500, initial_params=up, disable_progbar=True, compile=False)
+    up = {"x": torch.ones(num_chains, 3, 3)}
+    mcmc = ebm.MCMC(
+        kernel, 25, 50, num_chains, initial_params=up, disable_progbar=True, compile=False
+    )
     mcmc.run()
     law.check(mcmc.get_samples(group_by_chain=True)["x"][:, -1].flatten(1))
     state = mcmc.state
@@ -367,12 +370,12 @@ def test_tempering_crosses_between_modes_and_tunes_each_level(name):
     assert state.num_restarts.double().mean() > 1
     assert state.swap_prob.max() - state.swap_prob.min() < 0.25
     assert (name == "DiscreteMALA") == bool(state.step_sizes.diff().abs().max() > 0)
-    values = [law.potential.discrete.value(z) for z in state.replicas.z.split(1500)]
+    values = [law.potential.discrete.value(z) for z in state.replicas.z.split(num_chains)]
     for beta, value in zip(state.betas[1:].tolist(), values, strict=True):
         probs = (beta * law.probs.log()).softmax(0)
         every = law.potential.discrete.value(law.z)
         mean = (probs * every).sum()
-        error = (probs * (every - mean) ** 2).sum().sqrt() / math.sqrt(1500)
+        error = (probs * (every - mean) ** 2).sum().sqrt() / math.sqrt(num_chains)
         assert_close(value.mean(), mean, error)
 
 
@@ -460,7 +463,8 @@ def test_a_continuous_kernel_refuses_a_discrete_site(make):
 @pytest.mark.parametrize("kernel", DISCRETE_KERNELS)
 def test_a_discrete_kernel_refuses_a_continuous_site(kernel):
     gaussian = Boltzmann(ebm.energies.Gaussian(torch.zeros(2), 1.0))
-    wrong = f"{kernel} moves sites with finitely many values, and 'x' is continuous.*ChEES"
+    own = "DiscreteMALA" if kernel == "DiscreteTempering" else kernel
+    wrong = f"{own} moves sites with finitely many values, and 'x' is continuous.*ChEES"
     with pytest.raises(ValueError, match=wrong):
         ebm.MCMC(DISCRETE_KERNELS[kernel](gaussian), 5, 5, disable_progbar=True).run()
 

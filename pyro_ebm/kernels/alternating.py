@@ -66,8 +66,8 @@ class Alternating(Kernel):
 
     Raises:
         ValueError: If there is no kernel, one has a target of its own, is tempered or of the wrong
-            kind; in use, if a name is no discrete latent of the model, or there are continuous sites and
-            ``rest`` is missing, or the other way round.
+            kind; in use, if a name is no discrete latent of the model, or there are continuous
+            sites and ``rest`` is missing, or the other way round.
 
     Example:
         >>> import pyro, pyro_ebm as ebm
