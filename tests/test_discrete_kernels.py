@@ -359,9 +359,8 @@ def test_tempering_crosses_between_modes_and_tunes_each_level(name):
     law, num_chains = Enumerated(p), 800
     kernel = kernels.DiscreteTempering(DISCRETE_KERNELS[name](p), num_temperatures=5)
     up = {"x": torch.ones(num_chains, 3, 3)}
-    mcmc = ebm.MCMC(
-        kernel, 25, 50, num_chains, initial_params=up, disable_progbar=True, compile=False
-    )
+    quiet = {"disable_progbar": True, "compile": False}
+    mcmc = ebm.MCMC(kernel, 25, 50, num_chains, initial_params=up, **quiet)
     mcmc.run()
     law.check(mcmc.get_samples(group_by_chain=True)["x"][:, -1].flatten(1))
     state = mcmc.state
