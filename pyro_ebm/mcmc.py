@@ -52,7 +52,7 @@ class MCMC(AbstractMCMC):
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
         num_chains: The number of chains.
         initial_params: Unconstrained starting values, chains first; uniform in (-2, 2) if not
-            given.
+            given, and discrete ones uniform over all points.
         num_superchains: If given, chains start in that many groups, each at one point, which
             nested R-hat needs; it must divide ``num_chains``.
         compile: How far to take the step up the rungs of :mod:`pyro_ebm.engine`: ``"auto"`` traces

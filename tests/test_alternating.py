@@ -112,6 +112,8 @@ def test_adapts_each_kernel_in_the_driver():
     index = (draws["s"][:, -1] > 0).long() @ tensor([4, 2, 1])
     check(index, draws["z"][:, -1], law_of_sites())
     assert set(mcmc.diagnostics()) >= {"s", "z", "acceptance rate"}
+    pytest.importorskip("arviz")
+    assert set(ebm.to_arviz(mcmc)["posterior"].data_vars) == {"s", "z"}
 
 
 def test_several_discrete_sites_need_no_continuous_one():
@@ -129,9 +131,16 @@ def test_several_discrete_sites_need_no_continuous_one():
     assert_counts(torch.bincount(index, minlength=16), log_probs.softmax(0))
 
 
+def too_many_to_sum():
+    grid = constraints.independent(spins, 2)
+    law = ebm.Boltzmann(lambda x: -0.1 * x.sum((-2, -1)), event_shape=(9, 9), support=grid)
+    s = pyro.sample("s", law)
+    pyro.sample("z", dist.Normal(s[..., 0, 0], 1.0))
+
+
 def test_a_model_names_the_way_out_for_a_discrete_site():
     with pytest.raises(ValueError, match=r"latent 's' is discrete.*kernels.Alternating"):
-        ebm.MCMC(kernels.HMC(sites), 5, 5, disable_progbar=True).run()
+        ebm.MCMC(kernels.HMC(too_many_to_sum), 5, 5, disable_progbar=True).run()
 
 
 def test_refuses_kernels_that_do_not_fit():
@@ -152,19 +161,16 @@ def test_refuses_kernels_that_do_not_fit():
     for make, message in wrong:
         with pytest.raises(ValueError, match=message):
             make()
+    tempered = kernels.DiscreteTempering(kernels.Gibbs())
+    with pytest.raises(ValueError, match="must not be tempered"):
+        kernels.Alternating(sites, {"s": tempered}, rest=kernels.HMC())
+    gibbs, hmc = kernels.Gibbs(), kernels.HMC()
     unfit = [
-        (kernels.Alternating(sites, {"z": kernels.Gibbs()}, rest=kernels.HMC()), "latent 's' is"),
-        (
-            kernels.Alternating(
-                sites, {"s": kernels.Gibbs(), "z": kernels.Gibbs()}, rest=kernels.HMC()
-            ),
-            r"\['z'\] are no discrete latents",
-        ),
-        (
-            kernels.Alternating(sites, {"s": kernels.Gibbs()}),
-            r"continuous sites \['z'\], got None",
-        ),
+        ({"z": gibbs}, hmc, "latent 's' is discrete"),
+        ({"s": gibbs, "z": gibbs}, hmc, r"\['z'\] are no discrete latents"),
+        ({"s": gibbs}, None, r"continuous sites \['z'\], got None"),
     ]
-    for kernel, message in unfit:
+    for by_site, rest, message in unfit:
+        kernel = kernels.Alternating(too_many_to_sum, by_site, rest=rest)
         with pytest.raises(ValueError, match=message):
             kernel.bind((), {}, None)

@@ -543,6 +543,19 @@ def test_contrastive_gradients_are_those_of_the_likelihood(name, dtype):
     assert p.support.check(chains).all()
 
 
+@pytest.mark.slow
+def test_compiled_chains_train_a_discrete_energy():
+    p = Boltzmann(Field(tensor([0.6, -0.3, 1.2])))
+    x, found = torch.ones(50, 3), []
+    for compile in (False, True):
+        pyro.set_rng_seed(2)
+        objective = ebm.objectives.PersistentCD(kernels.Gibbs(), 64, 3, compile=compile)
+        for _ in range(3):
+            objective.surrogate(p, x)
+        found.append(objective.chains["x"])
+    assert torch.equal(*found)
+
+
 def test_noise_over_a_discrete_support_is_uniform():
     p = boltzmann_of("potts_3x3")
     objective = ebm.objectives.PersistentCD(kernels.Gibbs(), num_chains=9000, reinit_prob=1.0)

@@ -6,7 +6,7 @@ together. The joint law of spins and bonds (Edwards and Sokal) has the target as
 
 from __future__ import annotations
 
-__all__ = ["SwendsenWang", "connected_components"]
+__all__ = ["PairCouplings", "SwendsenWang", "connected_components"]
 
 from typing import Protocol
 
@@ -52,8 +52,8 @@ class SwendsenWang(DiscreteKernel):
     At the critical point chains forget in a few steps what single flips take thousands of sweeps
     for. In a strong field, or with couplings of both signs that cannot all be satisfied, clusters
     are either frozen or as large as the whole, and :class:`~pyro_ebm.kernels.Gibbs` is better. The
-    energy has to say its ``edges`` and ``couplings``, as the lattices of
-    :mod:`pyro_ebm.energies` do.
+    energy has to say its ``edges`` and ``couplings``, as
+    :class:`~pyro_ebm.kernels.cluster.PairCouplings` has it.
 
     References:
         | Nonuniversal critical dynamics in Monte Carlo simulations (Swendsen and Wang, 1987),
@@ -135,7 +135,7 @@ class SwendsenWang(DiscreteKernel):
     ) -> tuple[DiscreteState, Info]:
         target = self.target_of(potential)
         energy = target.energy
-        num_sites, num_edges = energy.site_shape.numel(), len(energy.edges)
+        num_sites, num_edges = energy.site_shape.numel(), len(energy.couplings)
         rows = state.z.reshape(-1, *energy.event_shape)
         places = target.alphabet.encode(rows).flatten(1)
         beta = target.beta
