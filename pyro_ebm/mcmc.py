@@ -26,6 +26,7 @@ from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.chees import ChEES
+from .kernels.gibbs import Gibbs
 from .kernels.transition import seeded_generator, statistics
 from .layout import cat_in_order, chains_innermost
 from .potential import Model
@@ -47,12 +48,13 @@ class MCMC(AbstractMCMC):
     Args:
         kernel: A kernel with a target (a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
             ``potential_fn=``), or a target alone: then :class:`~pyro_ebm.kernels.ChEES` samples
-            it, with ``metric_rank=None``, and nothing needs to be tuned.
+            it, with ``metric_rank=None``, and nothing needs to be tuned; a discrete one
+            :class:`~pyro_ebm.kernels.Gibbs`.
         num_samples: The number of draws to keep, per chain.
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
         num_chains: The number of chains.
         initial_params: Unconstrained starting values, chains first; uniform in (-2, 2) if not
-            given.
+            given, and discrete ones uniform over all points.
         num_superchains: If given, chains start in that many groups, each at one point, which
             nested R-hat needs; it must divide ``num_chains``. Groups of which a chain is in
             ``mcmc.rejoined`` are no longer independent of one another.
@@ -114,7 +116,7 @@ class MCMC(AbstractMCMC):
                     f"initial_params['{name}'] must have num_chains={num_chains} rows, got shape "
                     f"{tuple(value.shape)}"
                 )
-        kernel = kernel if isinstance(kernel, Kernel) else ChEES(kernel, metric_rank=None)
+        kernel = kernel if isinstance(kernel, Kernel) else _kernel_of(kernel)
         super().__init__(kernel, num_chains, transforms=None)
         self.num_samples = num_samples
         self.warmup_steps = warmup_steps
@@ -293,6 +295,12 @@ class MCMC(AbstractMCMC):
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
         if num_rejoined := int(self.rejoined.sum()):
             print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
+
+
+def _kernel_of(target: Model | Boltzmann) -> Kernel:
+    if isinstance(target, Boltzmann) and target.support.is_discrete:
+        return Gibbs(target)
+    return ChEES(target, metric_rank=None)
 
 
 def _hand_over(draws: Draws, waiting: list[History]) -> None:

@@ -172,7 +172,8 @@ class Objective(ELBO):
         if not (self.serves_discrete if support.is_discrete else self.serves_continuous):
             kind = "discrete" if support.is_discrete else "continuous"
             ways = {
-                "discrete": "PseudoLikelihood, RatioMatching or EnergyDiscrepancy",
+                "discrete": "PseudoLikelihood, RatioMatching, EnergyDiscrepancy, or PersistentCD "
+                "with a kernel such as Gibbs",
                 "continuous": "ScoreMatching, NoiseContrastive or PersistentCD",
             }
             raise ValueError(

@@ -6,7 +6,8 @@ The gradient of the log-likelihood of an energy is a difference of two phases,
     \nabla_\theta \log p_\theta(x)
     = -\nabla_\theta E_\theta(x) + \mathbb{E}_{p_\theta}[\nabla_\theta E_\theta]
 
-and these objectives differ in the chains that stand in for the second.
+and these objectives differ in the chains that stand in for the second. The kernel has to fit the
+support: a discrete one, such as :class:`~pyro_ebm.kernels.Gibbs`, for a discrete energy.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class ShortRun(OneChainEach):
         x^- \sim K_\theta^k(\cdot \mid z), \quad z \sim p_0
 
     with :math:`x^-` held fixed under the gradient. The noise :math:`p_0` is Gaussian in
-    unconstrained space, with the mean and spread of the first batch. **Biased**, unless k is long
+    unconstrained space, with the mean and spread of the first batch; over a discrete support it is
+    uniform. **Biased**, unless k is long
     enough for chains to forget where they began: what comes to match the data is not
     :math:`p_\theta` but the law of the run, :math:`\mathbb{E}_{K_\theta^k p_0}[\nabla_\theta
     E_\theta] = \mathbb{E}_\mathrm{data}[\nabla_\theta E_\theta]`, so that k steps from noise
@@ -123,8 +125,8 @@ class ShortRun(OneChainEach):
     ) -> None:
         super().__init__(kernel, num_steps, elbo, compile)
 
-    def start(self, z: Tensor, name: str) -> Tensor:  # noqa: D102
-        return self.fresh(z, len(z), name)
+    def start(self, boltzmann: Boltzmann, z: Tensor, name: str) -> Tensor:  # noqa: D102
+        return self.fresh(boltzmann, z, len(z), name)
 
 
 class PersistentCD(Persistent):
@@ -138,7 +140,8 @@ class PersistentCD(Persistent):
     and then the weights of the modes are not learned. With ``reinit_prob`` each chain is, before
     each update, replaced with that probability by noise, a replay buffer in the sense of Du and
     Mordatch, or by a datum of the batch. Noise, here and at the beginning, is Gaussian in
-    unconstrained space with the mean and spread of the first batch.
+    unconstrained space with the mean and spread of the first batch, or uniform over a discrete
+    support.
 
     An evaluation without gradients (``SVI.evaluate_loss``) uses the chains as they are and leaves
     them there.
@@ -179,6 +182,7 @@ class PersistentCD(Persistent):
     """
 
     loss_name = CONTRASTIVE
+    serves_discrete = True
 
     def __init__(
         self,
@@ -204,10 +208,11 @@ class PersistentCD(Persistent):
         self.check_owner(boltzmann, name)
         one = boltzmann.expand(())
         if name not in self.chains:
-            self.chains[name] = self.fresh(unconstrained_data(boltzmann, x), self.num_chains, name)
+            data = unconstrained_data(boltzmann, x)
+            self.chains[name] = self.fresh(boltzmann, data, self.num_chains, name)
         if torch.is_grad_enabled():
             if self.reinit_prob:
-                self._reinitialize(unconstrained_data(boltzmann, x), name)
+                self._reinitialize(boltzmann, unconstrained_data(boltzmann, x), name)
             self.chains[name] = self.move(one, (self.num_chains,), self.chains[name], name)
         x_neg = constrained(boltzmann, self.chains[name])
         return self.contrast(boltzmann, x, x_neg, name)
@@ -225,12 +230,12 @@ class PersistentCD(Persistent):
         of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
         return (of_data.reshape(batch) - of_chains.mean(),)
 
-    def _reinitialize(self, data: Tensor, name: str) -> None:
+    def _reinitialize(self, boltzmann: Boltzmann, data: Tensor, name: str) -> None:
         chains = self.chains[name]
         generator = self.generator(chains.device)
         u = chains.new_empty(len(chains)).uniform_(generator=generator)
         if self.reinit_from == "noise":
-            begun = self.fresh(data, len(chains), name)
+            begun = self.fresh(boltzmann, data, len(chains), name)
         else:
             rows = torch.empty_like(u, dtype=torch.long)
             begun = data[rows.random_(0, len(data), generator=generator)]
