@@ -126,6 +126,11 @@ class IsingGraph(_Graph):
         self.constant("coupling", coupling)
         self.constant("field", field)
 
+    @property
+    def couplings(self) -> Tensor:
+        """What each of the ``edges (M, 2)`` is worth in nats, with shape ``(M,)``."""
+        return self.coupling.expand(len(self.edges))
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         i, j = self.edges.unbind(-1)
         return -(self.coupling * x[..., i] * x[..., j]).sum(-1) - (self.field * x).sum(-1)
@@ -169,8 +174,7 @@ class IsingGraph(_Graph):
 
     def log_z(self) -> Tensor:  # noqa: D102
         signs = torch.tensor([-1.0, 1.0]).to(self.field)
-        coupling = self.coupling.expand(len(self.edges))
-        pairwise = coupling[:, None, None] * torch.outer(signs, signs)
+        pairwise = self.couplings[:, None, None] * torch.outer(signs, signs)
         return log_z_of_pairs(self.field.unsqueeze(-1) * signs, self.edges.tolist(), pairwise)
 
 

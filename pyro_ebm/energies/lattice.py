@@ -53,6 +53,12 @@ class _Lattice(DiscreteEnergy):
         self.periodic = periodic
         self.dims = tuple(range(-len(shape), 0))
         self.constant("coupling", coupling)
+        self.register_buffer("edges", grid_edges(shape, periodic), persistent=False)
+
+    @property
+    def couplings(self) -> Tensor:
+        """What each of the ``edges (M, 2)`` is worth in nats, with shape ``(M,)``."""
+        return self.coupling.expand(len(self.edges))
 
     def bonds(self, x: Tensor) -> Tensor:
         r"""Adds up the bonds of a point: what the coupling multiplies in :math:`-E`.
