@@ -53,7 +53,7 @@ class GAN(Generative):
         latent_dim: The number of latents z.
         hidden_sizes: The widths of the hidden layers of both networks.
         loss: The game.
-        penalty: The weight :math:`\gamma`; 0.1 and 10 for the two games unless given.
+        penalty: The weight :math:`\gamma`; 0.1 and 1 for the two games unless given.
         training: How to train.
 
     Raises:
@@ -83,7 +83,7 @@ class GAN(Generative):
         if penalty is not None and penalty < 0:
             raise ValueError(f"penalty must not be negative, got {penalty}")
         self.wasserstein = loss == "wasserstein"
-        self.penalty = (10.0 if self.wasserstein else 0.1) if penalty is None else penalty
+        self.penalty = (1.0 if self.wasserstein else 0.1) if penalty is None else penalty
         self.latent_dim = latent_dim
         self.training_plan = Training(betas=(0.5, 0.9)) if training is None else training
         dim = self.event_shape.numel()
