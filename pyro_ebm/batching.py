@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["batched_value_and_grad"]
+__all__ = ["batched_value_and_grad", "value_and_grad_of"]
 
 import contextlib
 import warnings
@@ -14,6 +14,31 @@ import torch
 from torch import Tensor
 
 Values = dict[str, Tensor]
+
+
+def value_and_grad_of(value: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple]:
+    """Returns the value and gradient of a function that takes all chains at once.
+
+    Args:
+        value: From ``z (C, D)`` to nats ``(C,)``; a chain's own row alone decides its value.
+
+    Returns:
+        A function from ``z`` to the values ``(C,)`` and their gradients ``(C, D)``.
+    """
+
+    def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            values = value(z)
+            if not values.requires_grad:
+                raise ValueError(
+                    "the energy has no gradient in x: sample with kernels.RandomWalk, or if x is "
+                    "discrete with kernels.SingleFlip or kernels.Gibbs, which ask for none"
+                )
+            (grad,) = torch.autograd.grad(values.sum(), z)
+        return values.detach(), grad
+
+    return evaluate
 
 
 def batched_value_and_grad(fn: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Values]]:

@@ -16,8 +16,8 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor
 
 from .distributions import Boltzmann, base_distribution
+from .latents import subsampled_plates
 from .mcmc import MCMC
-from .potential import subsampled_plates
 from .version import __version__
 
 if TYPE_CHECKING:

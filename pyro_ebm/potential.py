@@ -4,15 +4,15 @@ r"""One target, seen by every kernel as a potential on :math:`\mathbb{R}^D` for 
 
 A Pyro model, a :class:`~pyro_ebm.Boltzmann` or a potential function of a dict all become a
 :class:`Potential`. Constrained sites are sampled through their bijection, so that the Jacobian is
-never forgotten.
+never forgotten; discrete ones lie in ``z`` as they are.
 """
 
 from __future__ import annotations
 
-__all__ = ["Model", "Plate", "Potential", "Site", "subsampled_plates", "unconstrained_log_density"]
+__all__ = ["Model", "Potential", "Site", "unconstrained_log_density"]
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyro
@@ -21,11 +21,20 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
-from torch.distributions import Transform, biject_to, identity_transform
+from torch.distributions import Transform, identity_transform
 
-from .batching import batched_value_and_grad
+from .batching import batched_value_and_grad, value_and_grad_of
+from .discrete import AsIntegers, DiscreteTarget, bijection_of, discrete_target
 from .distributions import Boltzmann
 from .energies.base import check_energy, reference_tensor
+from .latents import (
+    Plate,
+    check_latents,
+    check_plates,
+    discrete_latents,
+    subsampled_plates,
+    uniform_in_support,
+)
 
 Model = Callable[..., object]
 ValueAndGrad = Callable[..., tuple[Tensor, Tensor]]
@@ -43,14 +52,6 @@ class Site(NamedTuple):
     """The plate of each leading dimension of the value, from the left."""
 
 
-class Plate(NamedTuple):
-    """A plate of which a model sees a minibatch at a time."""
-
-    name: str
-    size: int
-    subsample_size: int
-
-
 class Potential:
     r"""The potential :math:`U(z)` of a target, over flat unconstrained chains.
 
@@ -61,6 +62,9 @@ class Potential:
         sites: The latents, in the order in which they lie in ``z``.
         start: A tensor whose dtype and device the chains have.
         plates: The plates of which it sees a minibatch at a time.
+        discrete: If the sites are discrete, what their kernels ask for; the gradient is then that
+            of the energy as a function of real numbers, where it is one.
+        within: The values of the discrete sites among continuous ones, by name.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -76,12 +80,16 @@ class Potential:
         sites: list[Site],
         start: Tensor,
         plates: Sequence[Plate] = (),
+        discrete: DiscreteTarget | None = None,
+        within: Mapping[str, DiscreteTarget] | None = None,
     ) -> None:
         self.value_and_grad = value_and_grad
         self.sites = sites
         self.dim = sum(site.shape.numel() for site in sites)
         self.start = start
         self.plates = plates
+        self.discrete = discrete
+        self.within = dict(within or {})
 
     @classmethod
     def of(
@@ -93,6 +101,7 @@ class Potential:
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         initial_params: dict[str, Tensor] | None = None,
         minibatches: bool = False,
+        discrete: Sequence[str] = (),
     ) -> Potential:
         """Builds the potential of a target.
 
@@ -106,13 +115,16 @@ class Potential:
                 the names and shapes.
             minibatches: Whether the model may have subsampled plates: the potential then takes
                 their rows, which its caller draws.
+            discrete: The latents of the model to be moved as discrete sites, neither summed out
+                nor unconstrained.
 
         Raises:
             ValueError: If there is no target, or more than one, or ``potential_fn`` without
                 ``initial_params``; if the energy breaks its contract; if log Z of a site depends
                 on other latents; if the model has a subsampled plate, unless ``minibatches``, and
                 then still if the plate is sequential, has a latent in it, or a latent is
-                discrete.
+                discrete; if ``discrete`` names no discrete latent, or not one that cannot be
+                summed out.
         """
         if (target is None) == (potential_fn is None):
             raise ValueError(
@@ -122,7 +134,7 @@ class Potential:
             return _of_function(potential_fn, initial_params)
         if isinstance(target, Boltzmann):
             return _of_boltzmann(target)
-        return _of_model(target, args, dict(kwargs or {}), minibatches)
+        return _of_model(target, args, dict(kwargs or {}), minibatches, tuple(discrete))
 
     @classmethod
     def of_batch(cls, boltzmann: Boltzmann, batch_shape: Sequence[int], like: Tensor) -> Potential:
@@ -136,8 +148,9 @@ class Potential:
             batch_shape: The shape of the batch; there are as many chains as it has elements.
             like: A tensor whose dtype and device the chains have.
         """
-        bijection = biject_to(boltzmann.support)
+        bijection = bijection_of(boltzmann.support)
         shape = bijection.inverse_shape(boltzmann.event_shape)
+        discrete = discrete_target(boltzmann, batch_shape, one_each=True)
 
         one_each = (*batch_shape, *shape)
 
@@ -147,7 +160,7 @@ class Potential:
             return -unconstrained_log_density(boltzmann, u).reshape(-1)
 
         sites = [Site("x", shape, bijection, ())]
-        return cls(_batched_grad(value), sites, like)
+        return cls(value_and_grad_of(value), sites, like, discrete=discrete)
 
     def on(self, rows: Sequence[Tensor]) -> Potential:
         """Returns the potential of one minibatch, scaled up to all the data.
@@ -162,9 +175,21 @@ class Potential:
         return Potential(value_and_grad, self.sites, self.start)
 
     def flatten(self, unconstrained: dict[str, Tensor]) -> Tensor:
-        """Packs unconstrained values, chains first, into ``z (C, D)``."""
+        """Packs unconstrained values, chains first, into ``z (C, D)``.
+
+        Raises:
+            ValueError: If discrete values are not of their alphabet.
+        """
         values = [unconstrained[site.name] for site in self.sites]
-        return torch.cat([value.reshape(len(value), -1).to(self.start) for value in values], -1)
+        z = torch.cat([value.reshape(len(value), -1).to(self.start) for value in values], -1)
+        for name, columns, target in self._alphabets():
+            if not target.contains(z[:, columns]):
+                wrong = z[:, columns].unique()[:8].tolist()
+                raise ValueError(
+                    f"values of '{name}' must be of the alphabet of its support, "
+                    f"{target.alphabet}, got {wrong}"
+                )
+        return z
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
         """Unpacks ``z (*batch, D)`` into unconstrained values by name."""
@@ -184,6 +209,8 @@ class Potential:
     def initialize(self, num_chains: int, radius: float = 2.0, max_tries: int = 100) -> Tensor:
         r"""Draws starting points uniformly in a cube of unconstrained space, where U is finite.
 
+        Discrete ones are drawn uniformly from all points.
+
         Args:
             num_chains: The number of chains :math:`C`.
             radius: Half the side of the cube.
@@ -195,46 +222,61 @@ class Potential:
         Raises:
             ValueError: If some chain finds no finite start.
         """
-        z = self.start.new_empty(num_chains, self.dim).uniform_(-radius, radius)
-        spread = [
-            torch.arange(b, device=z.device).expand(num_chains, b) * (n // b)
-            for _, n, b in self.plates
-        ]
+
+        def draw(count: int) -> Tensor:
+            z = self.start.new_empty(count, self.dim).uniform_(-radius, radius)
+            for _, columns, target in self._alphabets():
+                z[:, columns] = target.draw(z[:, columns])
+            return z
+
+        z = draw(num_chains)
         for _ in range(max_tries):
-            value, grad = self.value_and_grad(z, *spread)
-            bad = ~(value.isfinite() & grad.isfinite().all(-1))
+            bad = ~self._is_finite(z)
             if not bool(bad.any()):
                 return z
-            z[bad] = z.new_empty(int(bad.sum()), self.dim).uniform_(-radius, radius)
+            z[bad] = draw(int(bad.sum()))
         raise ValueError(
             f"{int(bad.sum())} of {num_chains} chains found no start with a finite potential in "
             f"{max_tries} tries; give initial_params"
         )
 
+    def _alphabets(self) -> Iterator[tuple[str, slice, DiscreteTarget]]:
+        """The discrete sites: their names, where they lie in ``z``, and their values."""
+        begin = 0
+        for site in self.sites:
+            columns = slice(begin, begin + site.shape.numel())
+            target = self.within.get(site.name, self.discrete)
+            if target is not None:
+                yield site.name, columns, target
+            begin = columns.stop
+
+    def _is_finite(self, z: Tensor) -> Tensor:
+        if self.discrete is not None:
+            return self.discrete.value(z).isfinite()
+        spread = [
+            torch.arange(b, device=z.device).expand(len(z), b) * (n // b)
+            for _, n, b in self.plates
+        ]
+        value, grad = self.value_and_grad(z, *spread)
+        return value.isfinite() & grad.isfinite().all(-1)
+
 
 def _of_boltzmann(boltzmann: Boltzmann) -> Potential:
-    bijection = biject_to(boltzmann.support)
+    bijection = bijection_of(boltzmann.support)
     shape = boltzmann.batch_shape + bijection.inverse_shape(boltzmann.event_shape)
     start = reference_tensor(boltzmann.energy)
+    discrete = discrete_target(boltzmann, boltzmann.batch_shape, one_each=False)
+    z = start.new_zeros(2, shape.numel())
     if not boltzmann.batch_shape:
-        check_energy(boltzmann.energy, bijection(start.new_zeros(2, *shape)))
+        x = z if discrete is None else discrete.draw(z)
+        check_energy(boltzmann.energy, bijection(x.reshape(2, *shape)), discrete is None)
 
     def value(z: Tensor) -> Tensor:
         log_density = unconstrained_log_density(boltzmann, z.reshape(-1, *shape))
         return -log_density.reshape(len(z), -1).sum(-1)
 
-    return Potential(_batched_grad(value), [Site("x", shape, bijection, ())], start)
-
-
-def _batched_grad(value: Callable[[Tensor], Tensor]) -> ValueAndGrad:
-    def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            values = value(z)
-            (grad,) = torch.autograd.grad(values.sum(), z)
-        return values.detach(), grad
-
-    return value_and_grad
+    sites = [Site("x", shape, bijection, ())]
+    return Potential(value_and_grad_of(value), sites, start, discrete=discrete)
 
 
 def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
@@ -249,7 +291,7 @@ def unconstrained_log_density(boltzmann: Boltzmann, u: Tensor) -> Tensor:
     Returns:
         The log density in nats up to a constant, with shape ``(*sample, *batch)``.
     """
-    bijection = biject_to(boltzmann.support)
+    bijection = bijection_of(boltzmann.support)
     x = bijection(u)
     log_density = boltzmann.log_density(x)
     jacobian = bijection.log_abs_det_jacobian(u, x)
@@ -272,72 +314,45 @@ def _of_function(
     return _mapped(potential_fn, sites, start)
 
 
-def _of_model(model: Model, args: tuple, kwargs: dict, minibatches: bool) -> Potential:
+def _of_model(
+    model: Model, args: tuple, kwargs: dict, minibatches: bool, discrete: tuple[str, ...]
+) -> Potential:
     with poutine.block(), pyro.validation_enabled(False):
-        started = InitMessenger(_uniform_in_support)(model)
-        nodes = poutine.trace(started).get_trace(*args, **kwargs).nodes.values()
+        started = InitMessenger(uniform_in_support)(model)
+        known = poutine.trace(started).get_trace(*args, **kwargs).nodes
+        nodes = known.values()
+        within = discrete_latents(known, discrete)
         frames = {f for node in nodes for f in node.get("cond_indep_stack", ())}
         nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         plates = subsampled_plates(nodes)
-        _check_plates(plates, minibatches, {f.name for f in frames if not f.vectorized})
-        _check_latents(nodes, {plate.name for plate in plates})
-        with poutine.condition(data={name: torch.arange(b) for name, _, b in plates}):
+        check_plates(plates, minibatches, {f.name for f in frames if not f.vectorized})
+        check_latents(nodes, {plate.name for plate in plates})
+        data = {name: torch.arange(b) for name, _, b in plates}
+        data |= {name: known[name]["value"] for name in within}
+        with poutine.condition(data=data):
             params, potential_fn, transforms, trace = initialize_model(
-                model, args, kwargs, max_plate_nesting=nesting, init_strategy=_uniform_in_support
+                model, args, kwargs, max_plate_nesting=nesting, init_strategy=uniform_in_support
             )
-    if not params:
+    if not params and not within:
         raise ValueError("the model has no continuous latent site to sample")
     sites = []
-    for name in sorted(params):
+    for name in sorted((*params, *within)):
         node = trace.nodes[name]
         plate_at = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
         batch_dim = len(node["fn"].batch_shape)
         dims = tuple(plate_at.get(d - batch_dim) for d in range(batch_dim))
-        sites.append(Site(name, params[name].shape, transforms[name].inv, dims))
-    start = params[sites[0].name].new_empty(())
-    return _mapped(potential_fn, sites, start, plates)
+        if name in within:
+            sites.append(Site(name, node["value"].shape, _as_the_model_takes(node), dims))
+        else:
+            sites.append(Site(name, params[name].shape, transforms[name].inv, dims))
+    floats = (*params.values(), *(known[name]["value"] for name in within), torch.empty(()))
+    start = next(value for value in floats if value.is_floating_point()).new_empty(())
+    return _mapped(potential_fn, sites, start, plates, within)
 
 
-def subsampled_plates(nodes: Iterable[dict]) -> list[Plate]:
-    """Finds the plates of which a model shows a minibatch at a time.
-
-    Args:
-        nodes: The nodes of a trace of it.
-    """
-    sites = [node for node in nodes if poutine.util.site_is_subsample(node)]
-    plates = [Plate(site["name"], site["fn"].size, site["fn"].subsample_size) for site in sites]
-    return [p for p in plates if p.subsample_size is not None and p.subsample_size < p.size]
-
-
-def _check_plates(plates: list[Plate], minibatches: bool, sequential: set[str]) -> None:
-    for name, size, subsample_size in plates:
-        if not minibatches:
-            raise ValueError(
-                f"plate '{name}' shows {subsample_size} of its {size} rows, others at every "
-                "evaluation, and to compare the energies of two minibatches would be wrong: "
-                "sample with SGLD or SGHMC, which are made for that, or remove subsample_size"
-            )
-        if name in sequential:
-            raise ValueError(
-                f"the sequential plate '{name}' cannot be subsampled, since its rows are a tensor "
-                "here: write 'with pyro.plate(...) as rows:' in place of 'for row in ...'"
-            )
-
-
-def _check_latents(nodes: Iterable[dict], subsampled: set[str]) -> None:
-    sites = [n for n in nodes if n["type"] == "sample" and not n["is_observed"] and subsampled]
-    for site in (site for site in sites if not poutine.util.site_is_subsample(site)):
-        if site["fn"].has_enumerate_support:
-            raise ValueError(
-                f"discrete latent '{site['name']}' cannot be summed over on minibatches, whose "
-                "scale would be within the sum: marginalise it in the model, as "
-                "pyro.distributions.MixtureSameFamily does, or remove subsample_size"
-            )
-        for plate in subsampled & {frame.name for frame in site["cond_indep_stack"]}:
-            raise ValueError(
-                f"latent '{site['name']}' is within the subsampled plate '{plate}', so that every "
-                "minibatch would have others: marginalise it, or remove subsample_size"
-            )
+def _as_the_model_takes(node: dict) -> Transform:
+    dtype = node["value"].dtype
+    return identity_transform if dtype.is_floating_point else AsIntegers(dtype)
 
 
 def _mapped(
@@ -345,11 +360,18 @@ def _mapped(
     sites: list[Site],
     start: Tensor,
     plates: Sequence[Plate] = (),
+    within: Mapping[str, DiscreteTarget] | None = None,
 ) -> Potential:
+    within = within or {}
+    as_taken = {site.name: site.bijection for site in sites if site.name in within}
+
     def one_chain(values: dict[str, Tensor], *rows: Tensor) -> Tensor:
         names = (plate.name for plate in plates)
-        with poutine.condition(data=dict(zip(names, rows, strict=True))):
-            return potential_fn(values).squeeze()
+        data = {name: taken(values[name]) for name, taken in as_taken.items()}
+        data |= dict(zip(names, rows, strict=True))
+        with poutine.condition(data=data):
+            rest = {name: value for name, value in values.items() if name not in within}
+            return potential_fn(rest).squeeze()
 
     batched = batched_value_and_grad(one_chain)
 
@@ -359,7 +381,7 @@ def _mapped(
         columns = [grads[site.name].reshape(len(z), -1).T for site in sites]
         return value, torch.cat(columns).T
 
-    return Potential(value_and_grad, sites, start, plates)
+    return Potential(value_and_grad, sites, start, plates, within=within)
 
 
 def _unflatten(z: Tensor, sites: list[Site]) -> dict[str, Tensor]:
@@ -368,13 +390,3 @@ def _unflatten(z: Tensor, sites: list[Site]) -> dict[str, Tensor]:
         site.name: piece.reshape(z.shape[:-1] + site.shape)
         for site, piece in zip(sites, pieces, strict=True)
     }
-
-
-def _uniform_in_support(site: dict) -> Tensor | None:
-    """Starts a continuous latent without a draw, which an improper prior could not give."""
-    fn = site["fn"]
-    if fn.has_enumerate_support:
-        return None
-    bijection = biject_to(fn.support)
-    z = torch.empty(bijection.inverse_shape(fn.shape())).uniform_(-2.0, 2.0)
-    return bijection(z).detach()

@@ -53,6 +53,29 @@ def assert_same_law(x, y):
     _assert_plausible((below_x - below_y).abs().max().item(), len(x) * len(y) / (len(x) + len(y)))
 
 
+def assert_counts(counts, probs):
+    """Asserts that counts of independent draws follow a law over cells (chi-square).
+
+    Cells in which fewer than ten are expected count as one.
+    """
+    counts, expected = counts.double(), probs.double() * counts.sum()
+    rare = expected < 10
+    if rare.any():
+        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    kept = expected > 0
+    if len(counts) == 1:
+        return
+    assert not counts[~kept].any(), "a draw of probability zero"
+    statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    half_degrees = torch.tensor((int(kept.sum()) - 1) / 2, dtype=torch.float64)
+    p_value = torch.special.gammaincc(half_degrees, statistic / 2).item()
+    distance = (counts - expected).abs().sum().item() / (2 * counts.sum().item())
+    assert p_value > FAILURE_RATE, (
+        f"total variation {distance:.4f} over {len(counts)} cells has p = {p_value:.1e}"
+    )
+
+
 def points(energy, *batch):
     """Draws points ``(*batch, *event)`` anywhere, to evaluate an energy at."""
     return torch.randn((*batch, *energy.event_shape))

@@ -69,7 +69,8 @@ class Alphabet(NamedTuple):
         """
         dtype = torch.get_default_dtype() if like is None else like.dtype
         if self.one_hot:
-            return torch.nn.functional.one_hot(places, size).to(dtype)
+            values = torch.arange(size, device=places.device)
+            return (places.unsqueeze(-1) == values).to(dtype)
         return (self.lowest + self.step * places).to(dtype)
 
 

@@ -371,12 +371,15 @@ def reference_tensor(energy: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.empty(())
 
 
-def check_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> None:
+def check_energy(
+    energy: Callable[[Tensor], Tensor], x: Tensor, differentiable: bool = True
+) -> None:
     """Checks once, at the edge, that an energy keeps its contract.
 
     Args:
         energy: The energy.
         x: Points to try, with shape ``(batch, *event)``.
+        differentiable: Whether it must have a gradient in x.
 
     Raises:
         ValueError: If a layer is in train mode where that makes the energy random or lets points
@@ -407,6 +410,8 @@ def check_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> None:
         )
     with torch.enable_grad():
         total = value.sum()
+    if not differentiable:
+        return
     if not total.requires_grad or torch.autograd.grad(total, x, allow_unused=True)[0] is None:
         raise ValueError(
             "energy is not differentiable in x: its value carries no gradient (detach, numpy or a "

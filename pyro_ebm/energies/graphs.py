@@ -128,7 +128,7 @@ class IsingGraph(_Graph):
 
     @property
     def couplings(self) -> Tensor:
-        """The coupling of each of the ``edges``."""
+        """What each of the ``edges (M, 2)`` is worth in nats, with shape ``(M,)``."""
         return self.coupling.expand(len(self.edges))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102

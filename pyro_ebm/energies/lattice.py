@@ -57,7 +57,7 @@ class _Lattice(DiscreteEnergy):
 
     @property
     def couplings(self) -> Tensor:
-        """The coupling at each of the ``edges``, pairs of sites numbered along the last side."""
+        """What each of the ``edges (M, 2)`` is worth in nats, with shape ``(M,)``."""
         return self.coupling.expand(len(self.edges))
 
     def bonds(self, x: Tensor) -> Tensor:

@@ -1,9 +1,15 @@
 """Kernels: transitions that leave a distribution invariant, or say by how much they do not."""
 
+from .alternating import Alternating
 from .annealed import annealed_langevin
 from .base import Kernel
 from .chees import ChEES
+from .cluster import SwendsenWang
+from .discrete import SingleFlip
+from .discrete_tempering import DiscreteTempering
+from .gibbs import Gibbs
 from .hamiltonian import HMC
+from .informed import DiscreteMALA, GibbsWithGradients
 from .langevin import MALA, ULA
 from .metropolis import RandomWalk
 from .microcanonical import MAMS, MCLMC
@@ -23,12 +29,19 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "ULA",
+    "Alternating",
     "ChEES",
+    "DiscreteMALA",
+    "DiscreteTempering",
+    "Gibbs",
+    "GibbsWithGradients",
     "Info",
     "Kernel",
     "ParallelTempering",
     "RandomWalk",
+    "SingleFlip",
     "State",
+    "SwendsenWang",
     "UnderdampedLangevin",
     "annealed_langevin",
     "run",

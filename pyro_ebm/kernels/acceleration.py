@@ -22,8 +22,8 @@ from .transition import Info, State, blocks, run
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
 
-WORTH_COMPILING = 30.0
-"""The seconds of steps to come above which the fifteen that compiling takes are well spent: twice
+WORTH_COMPILING = 15.0
+"""The seconds of steps to come above which the seven that compiling takes are well spent: twice
 as many, since the first trajectories are longer than those to come."""
 
 SECONDS_PER_OPERATION = 4e-6
@@ -250,7 +250,7 @@ def traced(
     """Takes a kernel and its target to their graph.
 
     A kernel whose step is free of branches becomes one graph, its target's gradient within; of
-    others, the gradient alone does.
+    others, the gradient alone does, if they have a use for it.
 
     Args:
         kernel: The kernel.
@@ -264,9 +264,12 @@ def traced(
         noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0))
         step = trace(lambda s, n: kernel.step(potential, s, n), (state, noise))
         return _Traced(kernel, step), potential, step
+    if potential.discrete is not None:
+        return kernel, potential, Rung(None, "eager", f"{type(kernel).__name__} has branches")
     gradients = _Gradients(potential)
     gradient = gradients.of(state.z)
-    return kernel, Potential(gradients, potential.sites, potential.start), gradient
+    target = Potential(gradients, potential.sites, potential.start, within=potential.within)
+    return kernel, target, gradient
 
 
 class _Gradients:

@@ -87,7 +87,16 @@ class Kernel(PyroFace):
 
         Returns:
             The state, with the kernel's own step size and a unit metric.
+
+        Raises:
+            ValueError: If the target is discrete.
         """
+        if potential.discrete is not None:
+            fit = "Gibbs" if potential.discrete.can_sweep else "GibbsWithGradients"
+            raise ValueError(
+                f"{type(self).__name__} moves continuous sites, and "
+                f"'{potential.sites[0].name}' is discrete: sample it with kernels.{fit}"
+            )
         value, grad = potential.value_and_grad(z)
         step_size = z.new_tensor(self.step_size)
         return State(z.detach(), value, grad, step_size, Metric.unit(z, self.metric_rank))

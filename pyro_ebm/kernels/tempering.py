@@ -16,7 +16,6 @@ __all__ = ["ParallelTempering", "TemperingState"]
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Normal
@@ -25,8 +24,10 @@ from torch.nn.functional import pad
 from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
+from .discrete import DiscreteKernel
 from .langevin import MALA
 from .metric import Metric
+from .swaps import equal_rejection, even_odd_swaps
 from .transition import Info, State, normal_like, uniform_like
 
 ROUNDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -36,8 +37,6 @@ LAST_FIT = 0.5
 BASE_WIDTH = 1.5
 """The width of the fitted base in standard deviations of the draws: it costs swaps, about
 log(1.5) sqrt(2 D / pi) of the barrier, and finds modes that the draws missed."""
-MIN_REJECTION = 1e-3
-"""The rejection of a pair of levels that counts for 0, as a part of their distance in beta."""
 
 
 class TemperingState(NamedTuple):
@@ -137,7 +136,8 @@ class ParallelTempering(Kernel):
         num_steps: The number of steps of the inner kernel between swaps.
 
     Raises:
-        ValueError: If ``kernel`` is no kernel, is itself tempered or has a ``metric_rank``,
+        ValueError: If ``kernel`` is no kernel, a discrete one, itself tempered or has a
+            ``metric_rank``,
             ``num_temperatures`` is less than 2 or ``num_steps`` less than 1; when chains are made,
             if the shape of ``base`` does not fit; in use, if ``kernel`` has no Metropolis step.
 
@@ -163,6 +163,11 @@ class ParallelTempering(Kernel):
             raise ValueError(
                 "kernel must be an untempered kernel such as HMC(model), got "
                 f"{type(kernel).__name__}"
+            )
+        if isinstance(kernel, DiscreteKernel):
+            raise ValueError(
+                f"the base is a Gaussian, and {type(kernel).__name__} moves discrete sites: use "
+                "DiscreteTempering"
             )
         if kernel.metric_rank != 0:
             raise ValueError(f"metric_rank must be 0 under tempering, got {kernel.metric_rank}")
@@ -266,13 +271,7 @@ class ParallelTempering(Kernel):
         usable = value.isfinite() & grad.isfinite().all(-1)
         excess = (value.double() - base.double()).where(usable, math.inf)
         excess = excess.unflatten(0, (levels + 1, num_chains)).T
-        log_ratio = state.betas.diff() * excess.diff()
-        swap_prob = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
-        pair = torch.arange(levels, device=z.device)
-        swapped = (uniform < swap_prob) & ((pair + state.num_swaps) % 2 == 0)
-        # Where the replica that is now at each level was, and in which row.
-        level = torch.arange(levels + 1, device=z.device)
-        source = level + pad(swapped.long(), (0, 1)) - pad(swapped.long(), (1, 0))
+        swap_prob, source = even_odd_swaps(state.betas, excess, state.num_swaps, uniform)
         rows = (source * num_chains + torch.arange(num_chains, device=z.device)[:, None]).T
         rows = rows.flatten()[num_chains:]
         replicas = replicas._replace(z=z[rows], potential=value[rows], grad=grad[rows])
@@ -334,6 +333,8 @@ class Placement:
         fit_base: Whether to fit the base.
     """
 
+    rejoined = None  # swaps bring a lost chain back
+
     def __init__(self, levels: list[Adaptation], warmup_steps: int, *, fit_base: bool) -> None:
         self.levels = levels
         self.warmup_steps = warmup_steps
@@ -389,12 +390,7 @@ class Placement:
         )
 
     def _place(self, state: TemperingState) -> TemperingState:
-        betas = state.betas.double()
-        share = 1 - state.swap_prob + MIN_REJECTION * betas.diff()
-        below = pad(share.cumsum(0), (1, 0)).cpu().numpy()
-        wanted = np.linspace(0.0, below[-1], len(below))
-        placed = torch.from_numpy(np.interp(wanted, below, betas.cpu().numpy()))
-        return state._replace(betas=placed.to(state.betas))
+        return state._replace(betas=equal_rejection(state.betas, state.swap_prob))
 
     def _fit_base(self, state: TemperingState) -> TemperingState:
         means, variances = torch.stack(self.moments).unbind(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "Info",
     "State",
+    "acceptance",
     "blocks",
     "metropolis",
     "normal_like",
@@ -119,6 +120,21 @@ def blocks(z: Tensor, num_steps: int) -> Iterator[int]:
         length = longest
 
 
+def acceptance(log_ratio: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Accepts with probability :math:`\min(1, e^{\log r})`; never a NaN.
+
+    Args:
+        log_ratio: The log Metropolis ratio, with shape ``(C,)``.
+        uniform: Uniform draws, with shape ``(C,)``.
+
+    Returns:
+        The acceptance probability ``(C,)`` and whether to accept ``(C,)``.
+    """
+    log_ratio = log_ratio.to(uniform.dtype)
+    accept_prob = torch.where(log_ratio > -torch.inf, log_ratio.clamp(max=0).exp(), 0.0)
+    return accept_prob, uniform < accept_prob
+
+
 def metropolis(
     state: State, proposal: State, log_ratio: Tensor, uniform: Tensor
 ) -> tuple[State, Tensor, Tensor]:
@@ -133,9 +149,7 @@ def metropolis(
     Returns:
         The new state, the acceptance probability ``(C,)`` and whether each chain moved ``(C,)``.
     """
-    log_ratio = log_ratio.to(uniform.dtype)
-    accept_prob = torch.where(log_ratio > -torch.inf, log_ratio.clamp(max=0).exp(), 0.0)
-    accepted = uniform < accept_prob
+    accept_prob, accepted = acceptance(log_ratio, uniform)
     rows = accepted.unsqueeze(-1)
     moved = state._replace(
         z=torch.where(rows, proposal.z, state.z),

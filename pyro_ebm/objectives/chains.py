@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import biject_to
 
+from ..discrete import bijection_of, discrete_target
 from ..distributions import Boltzmann
-from ..energies.base import module_of
+from ..energies.base import module_of, reference_tensor
 from ..kernels.base import Kernel
 from ..kernels.transition import Info, run, seeded_generator
 from ..potential import Potential
 from .base import CONTRASTIVE, Objective
 from .compiled import CompiledSteps
+from .compiled_gradient import CompiledGradient
 from .conditions import evaluate_each
 
 
@@ -29,7 +30,7 @@ class Contrastive(Objective):
         kernel: A kernel without a target.
         num_steps: The number of steps per call.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether steps are compiled.
+        compile: Whether steps, and the gradient of data against chains, are compiled.
 
     Raises:
         ValueError: If ``num_steps`` is not positive.
@@ -45,11 +46,13 @@ class Contrastive(Objective):
         self.num_steps = num_steps
         self.compile = compile
         self._steps = CompiledSteps(kernel, num_steps)
+        self._compiled = CompiledGradient(self.evaluate)
         self.last_info: dict[str, Info] = {}
         """What happened in the last step of the chains of each site."""
         self._generators: dict[torch.device, torch.Generator] = {}
         self.noise: dict[str, tuple[Tensor, Tensor]] = {}
-        """The mean and spread of the noise of each site in unconstrained space, ``(D,)``."""
+        """The mean and spread of the noise of each continuous site in unconstrained space,
+        ``(D,)``."""
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Returns where the randomness of this objective comes from."""
@@ -83,10 +86,32 @@ class Contrastive(Objective):
             state, self.last_info[name] = moved, info
         return state.z
 
-    def fresh(self, z: Tensor, num_chains: int, name: str) -> Tensor:
-        """Draws noise with the mean and spread of the first data that the site had.
+    def evaluate(self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> tuple[Tensor]:
+        """Sets data against chains.
 
         Args:
+            boltzmann: The distribution.
+            x: Data, with shape ``(*batch, *event)``.
+            x_neg: Where the chains are, with shape ``(*chains, *event)``.
+
+        Returns:
+            The surrogate in nats, with shape ``(*batch,)``.
+        """
+        raise NotImplementedError
+
+    def contrast(self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor, name: str) -> Tensor:
+        """Does that, by native code where the steps are such."""
+        if self.compile and not x.requires_grad and not self._steps.obstacle(boltzmann, name):
+            return self._compiled(boltzmann, x, x_neg, name=name)[0]
+        return self.evaluate(boltzmann, x, x_neg)[0]
+
+    def fresh(self, boltzmann: Boltzmann, z: Tensor, num_chains: int, name: str) -> Tensor:
+        """Draws noise: with the mean and spread of the first data that the site had.
+
+        At a discrete site it is uniform over all points.
+
+        Args:
+            boltzmann: The distribution.
             z: The data now, in unconstrained space, with shape ``(n, D)``.
             num_chains: How many points to draw.
             name: The site.
@@ -94,6 +119,10 @@ class Contrastive(Objective):
         Raises:
             ValueError: If those data had another number of dimensions.
         """
+        generator = self.generator(z.device)
+        discrete = discrete_target(boltzmann, (num_chains,), one_each=True)
+        if discrete is not None:
+            return discrete.draw(z.new_empty(num_chains, z.shape[1]), generator)
         if name not in self.noise:
             self.noise[name] = z.mean(0), z.std(0, correction=0).clamp(min=1e-3)
         mean, spread = self.noise[name]
@@ -103,7 +132,7 @@ class Contrastive(Objective):
                 f"{z.shape[1]}: give each energy its own name= in surrogate()"
             )
         noise = mean.new_empty(num_chains, len(mean))
-        return mean + spread * noise.normal_(generator=self.generator(mean.device))
+        return mean + spread * noise.normal_(generator=generator)
 
 
 def unconstrained_data(boltzmann: Boltzmann, x: Tensor) -> Tensor:
@@ -114,12 +143,14 @@ def unconstrained_data(boltzmann: Boltzmann, x: Tensor) -> Tensor:
         x: The data.
     """
     rows = x.detach().reshape(-1, *boltzmann.event_shape)
-    return biject_to(boltzmann.support).inv(rows).reshape(len(rows), -1)
+    if not rows.is_floating_point():
+        rows = rows.to(reference_tensor(boltzmann.energy))
+    return bijection_of(boltzmann.support).inv(rows).reshape(len(rows), -1)
 
 
 def constrained(boltzmann: Boltzmann, z: Tensor) -> Tensor:
     """Maps chains ``(C, D)`` to points ``(C, *event)``, the reverse of that."""
-    bijection = biject_to(boltzmann.support)
+    bijection = bijection_of(boltzmann.support)
     return bijection(z.reshape(-1, *bijection.inverse_shape(boltzmann.event_shape)))
 
 
@@ -127,19 +158,25 @@ class OneChainEach(Contrastive):
     """An objective with a chain of its own for each datum."""
 
     loss_name = CONTRASTIVE
+    serves_discrete = True
 
-    def start(self, z: Tensor, name: str) -> Tensor:
+    def start(self, boltzmann: Boltzmann, z: Tensor, name: str) -> Tensor:
         """Says where chains begin, given the data ``z (n, D)`` in unconstrained space."""
         return z
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
-        start = self.start(unconstrained_data(boltzmann, x), name)
+        start = self.start(boltzmann, unconstrained_data(boltzmann, x), name)
         z = self.move(boltzmann, batch_shape, start, name)
         x_neg = constrained(boltzmann, z).reshape(x.shape)
+        return self.contrast(boltzmann, x, x_neg, name)
+
+    def evaluate(  # noqa: D102
+        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
+    ) -> tuple[Tensor]:
         both = evaluate_each(Boltzmann.log_density, boltzmann, torch.stack([x, x_neg]))
-        return both[0] - both[1]
+        return (both[0] - both[1],)
 
 
 class Persistent(Contrastive):

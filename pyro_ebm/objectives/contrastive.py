@@ -6,7 +6,8 @@ The gradient of the log-likelihood of an energy is a difference of two phases,
     \nabla_\theta \log p_\theta(x)
     = -\nabla_\theta E_\theta(x) + \mathbb{E}_{p_\theta}[\nabla_\theta E_\theta]
 
-and these objectives differ in the chains that stand in for the second.
+and these objectives differ in the chains that stand in for the second. The kernel has to fit the
+support: a discrete one, such as :class:`~pyro_ebm.kernels.Gibbs`, for a discrete energy.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class ContrastiveDivergence(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether the steps are compiled, see :class:`PersistentCD`.
+        compile: Whether steps and gradient are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite or
@@ -79,7 +80,8 @@ class ShortRun(OneChainEach):
         x^- \sim K_\theta^k(\cdot \mid z), \quad z \sim p_0
 
     with :math:`x^-` held fixed under the gradient. The noise :math:`p_0` is Gaussian in
-    unconstrained space, with the mean and spread of the first batch. **Biased**, unless k is long
+    unconstrained space, with the mean and spread of the first batch; over a discrete support it is
+    uniform. **Biased**, unless k is long
     enough for chains to forget where they began: what comes to match the data is not
     :math:`p_\theta` but the law of the run, :math:`\mathbb{E}_{K_\theta^k p_0}[\nabla_\theta
     E_\theta] = \mathbb{E}_\mathrm{data}[\nabla_\theta E_\theta]`, so that k steps from noise
@@ -99,7 +101,7 @@ class ShortRun(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether the steps are compiled, see :class:`PersistentCD`.
+        compile: Whether steps and gradient are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite, if
@@ -123,8 +125,8 @@ class ShortRun(OneChainEach):
     ) -> None:
         super().__init__(kernel, num_steps, elbo, compile)
 
-    def start(self, z: Tensor, name: str) -> Tensor:  # noqa: D102
-        return self.fresh(z, len(z), name)
+    def start(self, boltzmann: Boltzmann, z: Tensor, name: str) -> Tensor:  # noqa: D102
+        return self.fresh(boltzmann, z, len(z), name)
 
 
 class PersistentCD(Persistent):
@@ -138,7 +140,8 @@ class PersistentCD(Persistent):
     and then the weights of the modes are not learned. With ``reinit_prob`` each chain is, before
     each update, replaced with that probability by noise, a replay buffer in the sense of Du and
     Mordatch, or by a datum of the batch. Noise, here and at the beginning, is Gaussian in
-    unconstrained space with the mean and spread of the first batch.
+    unconstrained space with the mean and spread of the first batch, or uniform over a discrete
+    support.
 
     An evaluation without gradients (``SVI.evaluate_loss``) uses the chains as they are and leaves
     them there.
@@ -156,12 +159,13 @@ class PersistentCD(Persistent):
         reinit_prob: The probability with which a chain begins anew, per update.
         elbo: The ELBO that takes care of the rest of a model.
         reinit_from: Where such a chain begins: "noise" or "data".
-        compile: Whether the steps of the chains are compiled into native code, with the same
-            noise and the same numbers to rounding. It takes about half a minute at the first
-            update, and again where the number of chains or a setting of the energy changes;
-            parameters may move in place as they like. An energy that reads Python state beyond
-            the numbers and tensors of its modules must stay eager; one that is a closure or
-            conditional does, with a warning.
+        compile: Whether the steps of the chains, and the gradient of data against chains, are
+            compiled into native code, with the same noise and the same numbers to rounding. It
+            takes most of a minute at the first update, and again where the number of chains, the
+            shape of the data or a setting of the energy changes; parameters may move in place as
+            they like, and the step size of the kernel too. An energy that reads Python state
+            beyond the numbers and tensors of its modules must stay eager; one that is a closure
+            or conditional does, with a warning.
 
     Raises:
         ValueError: If a count is not positive, ``reinit_prob`` not in [0, 1] or ``reinit_from``
@@ -178,6 +182,7 @@ class PersistentCD(Persistent):
     """
 
     loss_name = CONTRASTIVE
+    serves_discrete = True
 
     def __init__(
         self,
@@ -203,34 +208,36 @@ class PersistentCD(Persistent):
         self.check_owner(boltzmann, name)
         one = boltzmann.expand(())
         if name not in self.chains:
-            self.chains[name] = self.fresh(unconstrained_data(boltzmann, x), self.num_chains, name)
+            data = unconstrained_data(boltzmann, x)
+            self.chains[name] = self.fresh(boltzmann, data, self.num_chains, name)
         if torch.is_grad_enabled():
             if self.reinit_prob:
-                self._reinitialize(unconstrained_data(boltzmann, x), name)
+                self._reinitialize(boltzmann, unconstrained_data(boltzmann, x), name)
             self.chains[name] = self.move(one, (self.num_chains,), self.chains[name], name)
         x_neg = constrained(boltzmann, self.chains[name])
-        return _contrast(boltzmann, x, x_neg)
+        return self.contrast(boltzmann, x, x_neg, name)
 
-    def _reinitialize(self, data: Tensor, name: str) -> None:
+    def evaluate(  # noqa: D102
+        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
+    ) -> tuple[Tensor]:
+        batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
+        one = boltzmann.expand(())
+        is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
+        if not is_one_law or boltzmann.batch_shape not in (batch, ()):
+            return (boltzmann.log_density(x) - one.log_density(x_neg).mean(),)
+        # One pass, where the energy is one for both.
+        rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
+        of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
+        return (of_data.reshape(batch) - of_chains.mean(),)
+
+    def _reinitialize(self, boltzmann: Boltzmann, data: Tensor, name: str) -> None:
         chains = self.chains[name]
         generator = self.generator(chains.device)
         u = chains.new_empty(len(chains)).uniform_(generator=generator)
         if self.reinit_from == "noise":
-            begun = self.fresh(data, len(chains), name)
+            begun = self.fresh(boltzmann, data, len(chains), name)
         else:
             rows = torch.empty_like(u, dtype=torch.long)
             begun = data[rows.random_(0, len(data), generator=generator)]
         anew = (u < self.reinit_prob).unsqueeze(-1)
         self.chains[name] = torch.where(anew, begun, chains)
-
-
-def _contrast(boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> Tensor:
-    """Evaluates data less the mean over chains, in one pass where the energy is one for both."""
-    batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
-    one = boltzmann.expand(())
-    is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
-    if not is_one_law or boltzmann.batch_shape not in (batch, ()):
-        return boltzmann.log_density(x) - one.log_density(x_neg).mean()
-    rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
-    of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
-    return of_data.reshape(batch) - of_chains.mean()

@@ -138,7 +138,7 @@ class Jarzynski(Persistent):
     ) -> tuple[State, Tensor]:
         """Draws the first chains, and their importance weights."""
         if self.start is None:
-            z = self.fresh(unconstrained_data(one, x), self.num_chains, name)
+            z = self.fresh(one, unconstrained_data(one, x), self.num_chains, name)
             noise = torch.distributions.Normal(*self.noise[name])
             state = self.kernel.init(potential, z)
             return state, -state.potential.double() - noise.log_prob(z).double().sum(-1)

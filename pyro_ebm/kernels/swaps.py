@@ -1,0 +1,59 @@
+"""What every parallel tempering has in common: neighbours swap, and levels are placed anew."""
+
+from __future__ import annotations
+
+__all__ = ["equal_rejection", "even_odd_swaps"]
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+MIN_REJECTION = 1e-3
+"""The rejection of a pair of levels that counts for 0, as a part of their distance in beta."""
+
+
+def even_odd_swaps(
+    betas: Tensor, excess: Tensor, num_swaps: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Swaps neighbours: even pairs of levels in even steps, odd ones in odd steps.
+
+    .. math:: \alpha_k = \min\left(1, \exp\left((\beta_{k + 1} - \beta_k) (V_{k + 1} - V_k)
+        \right)\right)
+
+    Args:
+        betas: The inverse temperatures, rising, with shape ``(K,)``.
+        excess: The potential at the target less that at the base, V, of the replica at each level,
+            with shape ``(C, K)``; infinite where it is not finite.
+        num_swaps: The number of the step, 0-d.
+        uniform: Uniform draws, with shape ``(C, K - 1)``.
+
+    Returns:
+        The acceptance of each pair, whether its turn or not, with shape ``(C, K - 1)``, and the
+        level from which the replica now at each level comes, with shape ``(C, K)``.
+    """
+    levels = uniform.shape[1]
+    log_ratio = betas.diff() * excess.diff()
+    swap_prob = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
+    pair = torch.arange(levels, device=betas.device)
+    swapped = (uniform < swap_prob) & ((pair + num_swaps) % 2 == 0)
+    level = torch.arange(levels + 1, device=betas.device)
+    return swap_prob, level + pad(swapped.long(), (0, 1)) - pad(swapped.long(), (1, 0))
+
+
+def equal_rejection(betas: Tensor, swap_prob: Tensor) -> Tensor:
+    """Places the levels so that an equal share of all rejections lies between neighbours.
+
+    Args:
+        betas: The inverse temperatures, with shape ``(K,)``.
+        swap_prob: The mean acceptance of the pairs between them, with shape ``(K - 1,)``.
+
+    Returns:
+        New inverse temperatures, with shape ``(K,)``.
+    """
+    before = betas.double()
+    share = 1 - swap_prob + MIN_REJECTION * before.diff()
+    below = pad(share.cumsum(0), (1, 0)).cpu().numpy()
+    wanted = np.linspace(0.0, below[-1], len(below))
+    placed = torch.from_numpy(np.interp(wanted, below, before.cpu().numpy()))
+    return placed.to(betas)

@@ -1,0 +1,133 @@
+"""What a model's own run says of its latents and plates, before it becomes a potential."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Plate",
+    "check_latents",
+    "check_plates",
+    "discrete_latents",
+    "subsampled_plates",
+    "uniform_in_support",
+]
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .discrete import DiscreteTarget, discrete_site
+
+
+class Plate(NamedTuple):
+    """A plate of which a model sees a minibatch at a time."""
+
+    name: str
+    size: int
+    subsample_size: int
+
+
+def subsampled_plates(nodes: Iterable[dict]) -> list[Plate]:
+    """Finds the plates of which a model shows a minibatch at a time.
+
+    Args:
+        nodes: The nodes of a trace of it.
+    """
+    sites = [node for node in nodes if poutine.util.site_is_subsample(node)]
+    plates = [Plate(site["name"], site["fn"].size, site["fn"].subsample_size) for site in sites]
+    return [p for p in plates if p.subsample_size is not None and p.subsample_size < p.size]
+
+
+def check_plates(plates: list[Plate], minibatches: bool, sequential: set[str]) -> None:
+    """Checks that a kernel can do with the plates.
+
+    Args:
+        plates: Those of which the model shows a minibatch at a time.
+        minibatches: Whether there may be any.
+        sequential: The names of the plates that are loops.
+
+    Raises:
+        ValueError: If there may be none, or one is a loop.
+    """
+    for name, size, subsample_size in plates:
+        if not minibatches:
+            raise ValueError(
+                f"plate '{name}' shows {subsample_size} of its {size} rows, others at every "
+                "evaluation, and to compare the energies of two minibatches would be wrong: "
+                "sample with SGLD or SGHMC, which are made for that, or remove subsample_size"
+            )
+        if name in sequential:
+            raise ValueError(
+                f"the sequential plate '{name}' cannot be subsampled, since its rows are a tensor "
+                "here: write 'with pyro.plate(...) as rows:' in place of 'for row in ...'"
+            )
+
+
+def check_latents(nodes: Iterable[dict], subsampled: set[str]) -> None:
+    """Checks that latents are the same in every minibatch.
+
+    Args:
+        nodes: The nodes of a trace of the model.
+        subsampled: The names of the plates of which it shows a minibatch at a time.
+
+    Raises:
+        ValueError: If one is discrete, or within such a plate.
+    """
+    sites = [n for n in nodes if n["type"] == "sample" and not n["is_observed"] and subsampled]
+    for site in (site for site in sites if not poutine.util.site_is_subsample(site)):
+        if site["fn"].has_enumerate_support:
+            raise ValueError(
+                f"discrete latent '{site['name']}' cannot be summed over on minibatches, whose "
+                "scale would be within the sum: marginalise it in the model, as "
+                "pyro.distributions.MixtureSameFamily does, or remove subsample_size"
+            )
+        for plate in subsampled & {frame.name for frame in site["cond_indep_stack"]}:
+            raise ValueError(
+                f"latent '{site['name']}' is within the subsampled plate '{plate}', so that every "
+                "minibatch would have others: marginalise it, or remove subsample_size"
+            )
+
+
+def discrete_latents(nodes: Mapping, names: tuple[str, ...]) -> dict[str, DiscreteTarget]:
+    """Finds the values of the latents that are to be moved as discrete sites.
+
+    Args:
+        nodes: The nodes of a trace of the model, by name.
+        names: The names of these latents.
+
+    Raises:
+        ValueError: If one is no discrete latent, or one not named cannot be summed out.
+    """
+    latents = [n for n, s in nodes.items() if s["type"] == "sample" and not s["is_observed"]]
+    found = {}
+    for name in latents:
+        fn = nodes[name]["fn"]
+        target = None if poutine.util.site_is_subsample(nodes[name]) else discrete_site(fn)
+        if name in names and target is not None:
+            found[name] = target
+        elif target is not None and not fn.has_enumerate_support:
+            raise ValueError(
+                f"latent '{name}' is discrete, and cannot be summed out: move it by a kernel of "
+                f"its own, as in kernels.Alternating(model, {{'{name}': kernels.Gibbs()}}, "
+                "rest=kernels.HMC())"
+            )
+    if missing := sorted(set(names) - set(found)):
+        raise ValueError(f"{missing} are no discrete latents of the model, which has {latents}")
+    return found
+
+
+def uniform_in_support(site: dict) -> Tensor | None:
+    """Starts a latent that is not summed out, without a draw, which an improper prior refuses."""
+    fn = site["fn"]
+    if fn.has_enumerate_support:
+        return None
+    target = discrete_site(fn)
+    if target is not None:
+        shape = fn.shape()
+        return target.draw(torch.empty(1, shape.numel())).reshape(shape)
+    bijection = biject_to(fn.support)
+    z = torch.empty(bijection.inverse_shape(fn.shape())).uniform_(-2.0, 2.0)
+    return bijection(z).detach()
