@@ -80,7 +80,7 @@ def move(kernel, potential, z, num_steps):
 @pytest.mark.parametrize(("kernel", "target"), DISCRETE_BY_KERNEL)
 def test_leaves_exact_draws_invariant(kernel, target):
     law = Enumerated(boltzmann_of(target))
-    z = law.draw(6000)
+    z = law.draw(5000)
     state, _ = move(DISCRETE_KERNELS[kernel](), law.potential, z, 10)
     assert (state.z != z).any(-1).double().mean() > 0.7
     law.check(state.z)
@@ -99,9 +99,8 @@ FEW = ["ising_3x3", "one_hot_5x3", "curved_integers"]
 def test_finds_the_law_from_a_uniform_start(kernel, target):
     law = Enumerated(boltzmann_of(target))
     swept = kernel == "SwendsenWang" or (kernel == "Gibbs" and law.potential.discrete.can_sweep)
-    num_steps = 25 if swept else 100 if kernel == "DiscreteMALA" else 200
-    num_steps = 50 if kernel == "DiscreteTempering" else num_steps
-    z = law.potential.initialize(2500)
+    num_steps = {"DiscreteMALA": 100, "DiscreteTempering": 40}.get(kernel, 25 if swept else 150)
+    z = law.potential.initialize(1500)
     state, _ = move(DISCRETE_KERNELS[kernel](), law.potential, z, num_steps)
     law.check(state.z)
 
