@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from .energies.alphabet import alphabet_of
 from .energies.base import Energy, real_support, reference_tensor, trainable_parameters
+from .energies.discrete import DiscreteEnergy
+from .energies.enumeration import MAX_POINTS, count_points, enumerate_points, random_points
 from .guards import check_score_is_sound, trained_by_elbo
+
+_MAX_ENUMERATED = 2**16
+"""The largest number of points that a distribution enumerates without being asked to."""
 
 
 class Boltzmann(dist.TorchDistribution):
@@ -25,10 +31,15 @@ class Boltzmann(dist.TorchDistribution):
     .. math:: p(x) = \exp(-E(x)/T) / Z, \qquad Z = \int \exp(-E(x)/T) \, dx
 
     ``log_prob`` is :math:`-E(x)/T - \log Z` where :math:`\log Z` is known (given, or known to the
-    energy at :math:`T = 1`) and the unnormalised :math:`-E(x)/T` elsewhere; ``is_normalized`` says
-    which. It works as any Pyro distribution: in plates, with ``to_event``, ``mask``, ``expand``,
-    conditioning and constrained supports, under stock NUTS, HMC, SVI and autoguides. To *learn*
-    the energy, train with one of :mod:`pyro_ebm.objectives`.
+    energy at :math:`T = 1`) or is a sum over a small discrete support, and the unnormalised
+    :math:`-E(x)/T` elsewhere; ``is_normalized`` says which. It works as any Pyro distribution: in
+    plates, with ``to_event``, ``mask``, ``expand``, conditioning and constrained supports, under
+    stock NUTS, HMC, SVI and autoguides. To *learn* the energy, train with one of
+    :mod:`pyro_ebm.objectives`.
+
+    A support of at most 65,536 points is small: it enumerates, so that ``TraceEnum_ELBO`` and NUTS
+    sum over the site, draws are exact, and log Z is a sum made anew at each ``log_prob``
+    (``sums_log_z``). An objective still trains such a site by its own surrogate.
 
     Args:
         energy: Any callable that maps ``x (*batch, *event)`` to nats ``(*batch,)``.
@@ -91,7 +102,8 @@ class Boltzmann(dist.TorchDistribution):
         self._support = support
         self._own_law = known and support is energy.support and _is_one(temperature)
         self._log_z = log_z
-        super().__init__(torch.Size(), event_shape, validate_args=validate_args)
+        batch_shape = energy.batch_shape if known else torch.Size()
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -101,14 +113,71 @@ class Boltzmann(dist.TorchDistribution):
     @property
     def is_normalized(self) -> bool:
         """Whether ``log_prob`` is a normalised log density."""
+        return self._knows_log_z or self.has_enumerate_support
+
+    @property
+    def _knows_log_z(self) -> bool:
         return self._log_z is not None or (self._own_law and self.energy.has_log_z)
+
+    @property
+    def sums_log_z(self) -> bool:
+        """Whether log Z is a sum over all points, as the energy does not know it otherwise."""
+        return not self._knows_log_z and self.has_enumerate_support
 
     @property
     def log_z(self) -> Tensor | float:
         """The exact log Z in nats, where ``is_normalized``."""
+        if self.sums_log_z:
+            return self._summed_log_z(self.batch_shape, reference_tensor(self.energy))
         if not self.is_normalized:
             raise ValueError("log Z is not known; estimate it with pyro_ebm.logz")
         return self.energy.log_z() if self._log_z is None else self._log_z
+
+    @property
+    def has_enumerate_support(self) -> bool:
+        """Whether the support is discrete and small: at most 65,536 points."""
+        num_points = count_points(self._support, self.event_shape)
+        return num_points is not None and num_points <= _MAX_ENUMERATED
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Lists all points of a discrete support.
+
+        Args:
+            expand: Whether the points are repeated for each member of the batch.
+
+        Returns:
+            The points, with shape ``(n, *batch, *event)``, the batch of ones if not expanded.
+
+        Raises:
+            NotImplementedError: If the support is not discrete, or not small.
+        """
+        if not self.has_enumerate_support:
+            raise NotImplementedError(
+                f"support {self._support} of {tuple(self.event_shape)} cannot be enumerated: a "
+                f"discrete one of at most {_MAX_ENUMERATED} points can"
+            )
+        like = reference_tensor(self.energy)
+        points = self._points((1,) * len(self.batch_shape), like)
+        return points.expand(-1, *self.batch_shape, *self.event_shape) if expand else points
+
+    def _points(self, batch: Sequence[int], like: Tensor) -> Tensor:
+        points = enumerate_points(self._support, self.event_shape, like)
+        return points.reshape(-1, *(1,) * len(batch), *self.event_shape)
+
+    def _summed_log_z(self, batch: torch.Size, like: Tensor) -> Tensor:
+        """Sums over all points, for a batch that the energy's own conditions may need whole."""
+        points = self._points(batch, like)
+        try:
+            energies = self.energy(points)
+        except RuntimeError:  # what it is conditioned on does not fit one point for all
+            if len(points) * batch.numel() > MAX_POINTS:
+                raise ValueError(
+                    f"log Z is a sum over {len(points)} points for each of {batch.numel()} data, "
+                    f"more than {MAX_POINTS} together; give Boltzmann its log_z, or use smaller "
+                    "batches"
+                ) from None
+            energies = self.energy(points.expand(-1, *batch, *self.event_shape))
+        return (-energies.double() / self.temperature).logsumexp(0).to(energies.dtype)
 
     def expand(self, batch_shape: Sequence[int], _instance: Boltzmann | None = None) -> Boltzmann:
         """Returns the distribution of independent copies, with shape ``batch_shape``."""
@@ -154,6 +223,9 @@ class Boltzmann(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(x)
         log_density = self.log_density(x)
+        if self.sums_log_z:
+            like = x if x.is_floating_point() else reference_tensor(self.energy)
+            return log_density - self._summed_log_z(log_density.shape, like)
         if self.is_normalized:
             return log_density - self.log_z
         check_score_is_sound(log_density, trainable_parameters(self.energy))
@@ -162,12 +234,14 @@ class Boltzmann(dist.TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         r"""Draws exactly where the energy knows how, else approximately.
 
-        The approximate draw is sampling importance resampling in unconstrained space: up to 256
-        proposals per point from a wide scale mixture of Gaussians, of which one is kept with
-        probability proportional to :math:`\exp(-E/T)` over the proposal density. It needs one
-        evaluation of the energy and no gradient, never fails, and is meant for the places where
-        Pyro draws in order to learn a shape or to begin. It is good in a few dimensions and poor
-        in many: for draws to rely on, run :class:`pyro_ebm.MCMC`.
+        A small discrete support is enumerated, and the draw is exact. Other draws are approximate.
+        An energy that knows its conditionals is swept 32 times from a random point. Else it is
+        sampling importance resampling: up to 256 proposals per point, in unconstrained space from
+        a wide scale mixture of Gaussians, on a discrete support from all points alike, of which
+        one is kept with probability proportional to :math:`\exp(-E/T)` over the proposal density.
+        It needs no gradient, never fails, and is meant for the places where Pyro draws in order to
+        learn a shape or to begin. It is good in a few dimensions and poor in many: for draws to
+        rely on, run :class:`pyro_ebm.MCMC`.
 
         Args:
             sample_shape: The shape of independent draws in front of the batch.
@@ -178,14 +252,44 @@ class Boltzmann(dist.TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
             if self._own_law and self.energy.has_sample:
-                return self.energy.sample(shape.numel()).reshape(shape + self.event_shape)
-            return self._resample_proposals(shape)
+                outer = shape[: len(shape) - len(self.energy.batch_shape)]
+                return self.energy.sample(outer.numel()).reshape(shape + self.event_shape)
+            if self.has_enumerate_support:
+                return self._drawn_points(shape)
+            if alphabet_of(self._support) is None:
+                return self._resampled(*self._proposals(shape), shape)
+            return self._swept(shape)
 
-    def _resample_proposals(self, shape: torch.Size) -> Tensor:
+    def _drawn_points(self, shape: torch.Size) -> Tensor:
+        points = self.enumerate_support(expand=False)
+        logits = self.log_density(points).movedim(0, -1)
+        sample_shape = shape[: len(shape) - len(self.batch_shape)]
+        drawn = torch.distributions.Categorical(logits=logits).sample(sample_shape)
+        return points.reshape(-1, *self.event_shape)[drawn]
+
+    def _swept(self, shape: torch.Size) -> Tensor:
+        """Draws points of a discrete support that is too large to enumerate."""
+        like = reference_tensor(self.energy)
+        known = isinstance(self.energy, DiscreteEnergy) and self._support is self.energy.support
+        if not known:
+            batch = (self._num_proposals(shape), *shape)
+            x = random_points(self._support, self.event_shape, batch, like)
+            return self._resampled(x, self.log_density(x), shape)
+        x = random_points(self._support, self.event_shape, shape, like)
+        for _ in range(32):
+            uniform = like.new_empty((*shape, *self.energy.uniform_shape)).uniform_()
+            x = self.energy.sweep(x, uniform, 1 / self.temperature)
+        return x
+
+    def _num_proposals(self, shape: torch.Size) -> int:
+        return max(8, min(256, 2**22 // max(1, shape.numel() * self.event_shape.numel())))
+
+    def _proposals(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Proposes points of a continuous support, with their log weights."""
         bijection = biject_to(self._support)
         like = reference_tensor(self.energy)
         event = bijection.inverse_shape(self.event_shape)
-        num_proposals = max(8, min(256, 2**22 // max(1, shape.numel() * event.numel())))
+        num_proposals = self._num_proposals(shape)
         scales = like.new_tensor([0.3, 1.0, 3.0, 10.0])
         own = scales[torch.randint(4, (num_proposals, *shape), device=like.device)]
         z = like.new_empty((num_proposals, *shape, *event)).normal_()
@@ -195,11 +299,14 @@ class Boltzmann(dist.TorchDistribution):
             bijection.log_abs_det_jacobian(z, x), own.dim()
         )
         squares, dim = z.square().reshape(*own.shape, -1).sum(-1, keepdim=True), event.numel()
-        log_weights = log_weights - (-squares / (2 * scales**2) - dim * scales.log()).logsumexp(-1)
-        log_weights = log_weights.nan_to_num(nan=-math.inf).reshape(num_proposals, -1)
+        return x, log_weights - (-squares / (2 * scales**2) - dim * scales.log()).logsumexp(-1)
+
+    def _resampled(self, x: Tensor, log_weights: Tensor, shape: torch.Size) -> Tensor:
+        """Keeps one proposal of each point."""
+        log_weights = log_weights.nan_to_num(nan=-math.inf).reshape(len(x), -1)
         gumbel = -torch.empty_like(log_weights).exponential_().log()
         kept = (log_weights + gumbel).argmax(0)
-        rows = x.reshape(num_proposals, -1, *self.event_shape)
+        rows = x.reshape(len(x), -1, *self.event_shape)
         return rows[kept, torch.arange(len(kept), device=x.device)].reshape(
             shape + self.event_shape
         )

@@ -17,7 +17,16 @@ one warning that says why, never a run.
 
 from __future__ import annotations
 
-__all__ = ["Compile", "Graph", "Rung", "compile_block", "compile_scan", "loop", "trace"]
+__all__ = [
+    "Compile",
+    "Graph",
+    "Rung",
+    "compile_block",
+    "compile_function",
+    "compile_scan",
+    "loop",
+    "trace",
+]
 
 import types
 import warnings
@@ -32,6 +41,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .layout import copy_in_order, memory_order, restored, stored
+from .native import (
+    OPTIONS,
+    captured_loop,
+    compiled_scan,
+    fast_building,
+    is_capturing,
+    without_writing,
+)
 from .rewriting import rewritten
 
 Compile = bool | Literal["auto"]
@@ -40,14 +57,6 @@ C = TypeVar("C")
 
 MAX_NATIVE_OPS = 1500
 """The size of a graph above which inductor would take minutes; such a graph stays on its rung."""
-
-OPTIONS = {
-    "cpp_wrapper": True,
-    "cpp.vec_isa_ok": True,
-    "cpp_cache_precompile_headers": False,
-}
-"""Of the compiler: loops without Python; no test programs (six seconds) for what instructions
-there are, which the system says; no headers compiled ahead, six seconds that later save one."""
 
 
 class Rung(Generic[T]):
@@ -118,7 +127,19 @@ class Graph(torch.nn.Module):
     def rewrite(self) -> None:
         """Prepares what a compiler will be given in place of the graph."""
         if self.size <= MAX_NATIVE_OPS:
-            self._for_compiler = rewritten(self.module, self._leaves)
+            self._for_compiler = rewritten(without_writing(self.module), self._leaves)
+
+    def compiled(self, leaves: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        """Compiles it by itself, as a function of flat tensors, whose properties are not checked.
+
+        Args:
+            leaves: Real arguments.
+        """
+        self.rewrite()
+        for node in self._for_compiler.graph.nodes:
+            node.meta.clear()  # the compiler makes its own
+        with torch.no_grad():
+            return torch._inductor.compile(self._for_compiler, list(leaves), options=OPTIONS)
 
     def is_as(self, other: Graph) -> bool:
         """Whether another graph does the same with equal constants and the same parameters."""
@@ -149,7 +170,7 @@ class Graph(torch.nn.Module):
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
 
     def forward(self, *args: Any) -> Any:  # noqa: ANN401, D102  what the function takes and returns
-        module = self._for_compiler if torch.compiler.is_compiling() else self.module
+        module = self._for_compiler if _is_compiling() else self.module
         with torch.no_grad():
             found = iter(module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
@@ -164,6 +185,10 @@ def _is_as(one: Tensor, other: Tensor) -> bool:
     fixed = not (one.requires_grad or other.requires_grad)
     alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
     return one is other or (fixed and alike and torch.equal(one, other))
+
+
+def _is_compiling() -> bool:
+    return is_capturing() or torch.compiler.is_compiling()
 
 
 def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> C:
@@ -181,7 +206,7 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
         >>> loop(lambda x: x < 100, lambda x: 2 * x, torch.tensor(3))
         tensor(192)
     """
-    if not torch.compiler.is_compiling():
+    if not _is_compiling():
         while condition(carry):
             carry = body(carry)
         return carry
@@ -196,7 +221,47 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
         return _fresh(body(tree_unflatten(list(leaves), spec)), orders)
 
     leaves = _fresh(carry, orders)
-    return tree_unflatten(list(while_loop(flat_condition, flat_body, leaves)), spec)
+    repeat = while_loop if torch.compiler.is_compiling() else captured_loop
+    return tree_unflatten(list(repeat(flat_condition, flat_body, leaves)), spec)
+
+
+def compile_function(
+    fn: Callable[..., tuple], args: tuple[Tensor, ...]
+) -> Rung[Callable[..., list]]:
+    """Compiles a function without loops into native code that costs hardly anything to call.
+
+    Nothing is looked at when it is called: tensors have to be as those it was compiled with, but
+    for their values.
+
+    Args:
+        fn: As :func:`trace` takes it, from tensors to a tuple of tensors and ``None``: parameters
+            are live in native code too.
+        args: Real arguments, contiguous, to trace and check it with.
+
+    Returns:
+        The compiled function; or ``None`` on a rung below, for the reason it names.
+    """
+    below = trace(fn, args)
+    if not isinstance(below.fn, Graph):
+        return Rung(None, below.name, below.reason)
+    graph, size = below.fn, below.size
+
+    def native(*args: Tensor) -> list[Tensor | None]:
+        with torch.no_grad():
+            found = iter(compiled(*args))
+        return [next(found) if is_tensor else None for is_tensor in graph.is_tensor]
+
+    try:
+        if size > MAX_NATIVE_OPS:
+            raise RuntimeError(f"{size} operations are too many")
+        with fast_building():
+            compiled = graph.compiled(args)
+        _check(native(*args), graph(*args))
+    except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
+        reason = f"compiling stopped at: {_first_line(error)}"
+        warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
+        return Rung(None, "graph", reason, size)
+    return Rung(native, "native", f"{size} operations", size)
 
 
 def compile_scan(
@@ -263,7 +328,8 @@ def compile_block(
             return compiled(tree_map(torch.clone, carry), xs)
 
     try:
-        (found, *_), (expected, *_) = native(carry, xs)[0], block(carry, xs)[0]
+        with fast_building():
+            (found, *_), (expected, *_) = native(carry, xs)[0], block(carry, xs)[0]
         eps = torch.finfo(expected.dtype).eps
         agree = found.isclose(expected, eps**0.5, eps**0.5, equal_nan=True).all(-1)
         if agree.double().mean() < 0.5:
@@ -273,6 +339,29 @@ def compile_block(
         warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
         return Rung(None, "graph", reason, size)
     return Rung(native, "native", f"{size} operations", size)
+
+
+def _scan_by_dynamo(step: Callable, carry: list[Tensor], xs: tuple, fixed: list) -> Callable:
+    """Does what :func:`compiled_scan` does, on devices on which that was never tried."""
+    n = len(carry)
+
+    def block(carry: list[Tensor], xs: list[Tensor], fixed: list[Tensor]) -> tuple[list, list]:
+        _check_rows(xs)
+
+        def of_row(carry: list[Tensor], row: list[Tensor]) -> tuple[list, list]:
+            found = step(*carry, *row, *fixed)
+            return found[:n], found[n:]
+
+        return scan(of_row, carry, xs)
+
+    compiled = _compiled(block)
+
+    def native(carry: list[Tensor], xs: tuple, fixed: list[Tensor]) -> tuple[list, list]:
+        for x in xs:
+            torch._dynamo.decorators.mark_unbacked(x, 0)
+        return compiled(carry, list(xs), fixed)
+
+    return native
 
 
 def _compiled(fn: Callable) -> Callable:
@@ -301,17 +390,17 @@ class _Scan:
         self._step = step
         leaves, self._spec = tree_flatten(carry)
         self._orders = [memory_order(leaf) for leaf in leaves]
-        shapes = [leaf.shape for leaf in leaves]
-        kept, self._spec_kept = tree_flatten(step(carry, tuple(x[0] for x in xs))[1])
+        moved, kept = step(carry, tuple(x[0] for x in xs))
+        moves = [new is not old for new, old in zip(tree_leaves(moved), leaves, strict=True)]
+        self._moving = [i for i, moves_on in enumerate(moves) if moves_on]
+        self._fixed = [i for i, moves_on in enumerate(moves) if not moves_on]
+        kept, self._spec_kept = tree_flatten(kept)
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in kept]
         self._orders_kept = [memory_order(leaf) for leaf in kept if isinstance(leaf, Tensor)]
-
-        def block(carry: list[Tensor], xs: list[Tensor]) -> tuple[list, list]:
-            _check_rows(xs)
-            carry = [leaf.reshape(shape) for leaf, shape in zip(carry, shapes, strict=True)]
-            return scan(self._row, carry, xs)
-
-        self._compiled = _compiled(block)
+        leaves = _fresh(carry, self._orders)
+        parts = self._parts(leaves)
+        compile = compiled_scan if leaves[0].device.type == "cpu" else _scan_by_dynamo
+        self._native = compile(self._row, parts[0], xs, parts[1])
 
     def once(self, carry: tuple, xs: tuple) -> tuple[tuple, Any]:
         """The first step, as Python."""
@@ -319,20 +408,27 @@ class _Scan:
         return carry, tree_map(lambda leaf: None if leaf is None else leaf.unsqueeze(0), kept)
 
     def __call__(self, carry: tuple, xs: tuple) -> tuple[tuple, Any]:
-        for x in xs:
-            torch._dynamo.decorators.mark_unbacked(x, 0)
+        leaves = list(_fresh(carry, self._orders))
+        moving, fixed = self._parts(leaves)
         with torch.no_grad():
-            # As 0-d, the compiler would follow the value of a double, and analyse all twice.
-            carry = map(torch.atleast_1d, _fresh(carry, self._orders))
-            leaves, kept = self._compiled(list(carry), list(xs))
+            moved, kept = self._native(moving, xs, fixed)
         found = map(restored, kept, self._orders_kept)
         kept = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
-        return tree_unflatten(list(leaves), self._spec), tree_unflatten(kept, self._spec_kept)
+        return self._whole(moved, fixed), tree_unflatten(kept, self._spec_kept)
 
-    def _row(self, carry: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        moved, kept = self._step(tree_unflatten(list(carry), self._spec), tuple(row))
+    def _parts(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return [leaves[i] for i in self._moving], [leaves[i] for i in self._fixed]
+
+    def _whole(self, moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple:
+        by_place = dict(zip((*self._moving, *self._fixed), (*moving, *fixed), strict=True))
+        return tree_unflatten([by_place[i] for i in range(len(by_place))], self._spec)
+
+    def _row(self, *leaves: Tensor) -> list[Tensor]:
+        n, m = len(self._moving), len(leaves) - len(self._fixed)
+        moved, kept = self._step(self._whole(leaves[:n], leaves[m:]), leaves[n:m])
+        moving, _ = self._parts(_fresh(moved, self._orders))
         stacked = map(stored, _fresh(kept, self._orders_kept), self._orders_kept)
-        return list(_fresh(moved, self._orders)), list(stacked)
+        return [*moving, *stacked]
 
 
 def _fresh(carry: tuple, orders: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:

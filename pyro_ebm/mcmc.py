@@ -39,7 +39,9 @@ HANDED_OVER_NUMBERS = 2**23
 class MCMC(AbstractMCMC):
     r"""Runs a kernel on many chains at once: chains are a dimension of a tensor, not processes.
 
-    Warmup adapts step size and metric over all chains together and then stops. Ctrl-C keeps the
+    Warmup adapts step size and metric over all chains together and then stops. Of the chains that
+    a quarter of it leaves hopelessly far above the others, ``mcmc.rejoined`` says which went on
+    from the places of others (:mod:`~pyro_ebm.kernels.lost`). Ctrl-C keeps the
     draws made so far. Noise comes from a generator seeded by torch's, so ``pyro.set_rng_seed``
     makes a run repeatable.
 
@@ -54,11 +56,12 @@ class MCMC(AbstractMCMC):
         initial_params: Unconstrained starting values, chains first; uniform in (-2, 2) if not
             given, and discrete ones uniform over all points.
         num_superchains: If given, chains start in that many groups, each at one point, which
-            nested R-hat needs; it must divide ``num_chains``.
+            nested R-hat needs; it must divide ``num_chains``. Groups of which a chain is in
+            ``mcmc.rejoined`` are no longer independent of one another.
         compile: How far to take the step up the rungs of :mod:`pyro_ebm.engine`: ``"auto"`` traces
             it into a graph, with the same numbers bit for bit, and compiles loops of steps to
             native code once what is left to do would take longer otherwise; ``True`` compiles at
-            once, which takes about fifteen seconds; ``False`` does neither. ``mcmc.engine`` says
+            once, which takes about seven seconds; ``False`` does neither. ``mcmc.engine`` says
             what was reached, and why.
         disable_progbar: Whether to be silent.
         thin: Of how many steps the last is kept: ``num_samples * thin`` steps are made.
@@ -124,6 +127,7 @@ class MCMC(AbstractMCMC):
         self.thin, self.save = thin, save
         self.store = None if store is None else Path(store)
         self._runner: Runner | None = None
+        self.rejoined = torch.zeros(num_chains, dtype=torch.bool)
         self.warmup_time = 0.0
         self.sampling_time = 0.0
 
@@ -153,6 +157,8 @@ class MCMC(AbstractMCMC):
             self._runner = Runner(self.kernel, self.potential, self.state, num_steps, self.compile)
             adaptation = self.kernel.adaptation(self.warmup_steps)
             self._draw(self._warmup, "warmup", progress, adaptation)
+            if adaptation.rejoined is not None:
+                self.rejoined = adaptation.rejoined.cpu()
             self.warmup_time = time.perf_counter() - began
             self._draw(self.draws, "sample", progress, None)
         self.sampling_time = time.perf_counter() - began - self.warmup_time
@@ -287,6 +293,8 @@ class MCMC(AbstractMCMC):
             print("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)))  # noqa: T201
         num_divergences = int(self.draws.totals()["diverging"].sum())
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
+        if num_rejoined := int(self.rejoined.sum()):
+            print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
 
 
 def _kernel_of(target: Model | Boltzmann) -> Kernel:

@@ -10,20 +10,18 @@ energy depends on.
 
 from __future__ import annotations
 
-__all__ = ["MAX_POINTS", "Grid", "enumerate_support", "fit_grid", "log_z_of_grid"]
+__all__ = ["Grid", "enumerate_support", "fit_grid", "log_z_of_grid"]
 
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from .distributions import Boltzmann
+from .energies.enumeration import MAX_POINTS, enumerate_points
 from .potential import unconstrained_log_density
-
-MAX_POINTS = 2**22
-"""The largest number of points that are summed over."""
 
 
 class Grid(NamedTuple):
@@ -112,11 +110,11 @@ def log_z_of_grid(boltzmann: Boltzmann, grid: Grid) -> Tensor:
 
 
 def enumerate_support(boltzmann: Boltzmann, like: Tensor) -> Tensor:
-    """Lists all points of a discrete support.
+    """Lists all points of a discrete support, up to four million of them.
 
     Args:
-        boltzmann: A distribution over booleans, integers of an interval, or one-hot vectors, or
-            over a tensor of these.
+        boltzmann: A distribution over booleans, spins, integers of an interval, or one-hot
+            vectors, or over a tensor of these.
         like: A tensor whose dtype and device the points have.
 
     Returns:
@@ -125,20 +123,7 @@ def enumerate_support(boltzmann: Boltzmann, like: Tensor) -> Tensor:
     Raises:
         ValueError: If the support is not one of these, or has more than four million points.
     """
-    support = boltzmann.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    values = _values(support, boltzmann.event_shape, like)
-    num_parts = boltzmann.event_shape.numel() // values[0].numel()
-    num_points = len(values) ** num_parts
-    if num_points > MAX_POINTS:
-        raise ValueError(
-            f"a support of {len(values)} to the {num_parts} points is too large to enumerate: at "
-            f"most {MAX_POINTS} points are"
-        )
-    place = len(values) ** torch.arange(num_parts, device=like.device)
-    digits = torch.arange(num_points, device=like.device).unsqueeze(-1) // place % len(values)
-    return values[digits].reshape(num_points, *boltzmann.event_shape)
+    return enumerate_points(boltzmann.support, boltzmann.event_shape, like)
 
 
 def _log_density(boltzmann: Boltzmann, grid: Grid) -> Tensor:
@@ -165,19 +150,3 @@ def _shrunk(grid: Grid, log_density: Tensor) -> Grid:
     low, high = torch.maximum(low, grid.low), torch.minimum(high, grid.high)
     shrunk = bool(((high - low) < 0.7 * (grid.high - grid.low)).any())
     return Grid(low, high, grid.num_points if shrunk else math.ceil(1.5 * grid.num_points))
-
-
-def _values(support: constraints.Constraint, event_shape: torch.Size, like: Tensor) -> Tensor:
-    """Returns the values of one part of a point, with shape ``(k, *part)``."""
-    if isinstance(support, type(constraints.boolean)):
-        return torch.arange(2).to(like)
-    if isinstance(support, constraints.integer_interval):
-        bounds = torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
-        if all(bound.numel() == 1 for bound in bounds):
-            return torch.arange(int(bounds[0]), int(bounds[1]) + 1).to(like)
-    if isinstance(support, type(constraints.one_hot)):
-        return torch.eye(event_shape[-1]).to(like)
-    raise ValueError(
-        f"support {support} cannot be enumerated: booleans, integer_interval with numbers as "
-        "bounds, and one_hot can"
-    )

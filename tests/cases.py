@@ -4,21 +4,36 @@ import math
 
 import torch
 from torch import nn, tensor
+from torch.distributions import constraints
 
 from pyro_ebm import kernels
 from pyro_ebm.energies import (
+    DBM,
     MLP,
+    RBM,
     Banana,
+    BoltzmannMachine,
+    ChainCRF,
     Classifier,
     Conv,
+    DiscreteEnergy,
     DoubleWell,
+    ExponentialFamily,
     Funnel,
     Gaussian,
     GaussianMixture,
+    GaussianRBM,
+    Ising,
+    IsingGraph,
     Laplace,
+    MarkovRandomField,
+    Particles,
+    Potts,
     TwoModes,
     Whitened,
+    Without,
     mixture,
+    spins,
 )
 
 ENERGIES_EXACT = {
@@ -57,6 +72,21 @@ ENERGIES_EXACT = {
 }
 """Energies with exact log_z() and sample()."""
 
+
+def numbers(*shape, scale=0.7):
+    """The same unequal numbers at each call, whatever the seed."""
+    count = math.prod(shape)
+    return scale * (3.7 * torch.arange(1.0, count + 1)).sin().reshape(shape)
+
+
+def learned(*shape):
+    return nn.Parameter(numbers(*shape))
+
+
+def moments(x):
+    return torch.stack([x, x.square(), x.pow(4)], -1)
+
+
 ENERGIES_NEURAL = {
     "mlp": lambda: MLP(event_shape=(2,), hidden_sizes=(8, 8)),
     "mlp_number": lambda: MLP(event_shape=(), hidden_sizes=(8,)),
@@ -76,6 +106,12 @@ ENERGIES_NEURAL = {
     "weighted": lambda: 0.3 * MLP((2,), (8,)),
     "tempered": lambda: MLP((2,), (8,)) / 4.0,
     "difference": lambda: Gaussian(torch.zeros(2), 1.0) - 0.1 * MLP((2,), (8,)),
+    "gaussian_rbm": lambda: GaussianRBM(learned(2, 3), learned(2), learned(3), tensor([0.8, 1.2])),
+    "particles": lambda: Particles(3, 2, trap=1.5, sigma=tensor(0.2)),
+    "exponential_family": lambda: ExponentialFamily(
+        moments, nn.Parameter(tensor([0.5, -1.0, -0.3])), event_shape=()
+    ),
+    "without": lambda: Without(MLP((2,), (8,)), Gaussian(tensor([1.0, 0.0]), 2.0), ceiling=4.0),
     "mixture_given_log_z": lambda: mixture(
         [MLP((2,), (8,)), Banana(1.0, 0.3)], [0.2, 0.8], log_z=[0.4, 1.0]
     ),
@@ -83,6 +119,67 @@ ENERGIES_NEURAL = {
 """Energies without, those of the algebra included."""
 
 ENERGIES = ENERGIES_EXACT | ENERGIES_NEURAL
+
+
+class OneHotPairs(DiscreteEnergy):
+    """Any energy of one-hot vectors that knows no more than the contract asks of it."""
+
+    def __init__(self):
+        super().__init__((3, 2), constraints.independent(constraints.one_hot, 1))
+        self.ties = nn.Parameter(numbers(6, 6))
+
+    def forward(self, x):
+        x = x.flatten(-2).to(self.ties.dtype)
+        return ((x @ self.ties) * x).sum(-1)
+
+    def conditionals(self, x):
+        values = []
+        for site in range(3):
+            there = torch.arange(3) == site
+            each = [torch.where(there[:, None], value, x) for value in torch.eye(2).to(x)]
+            values.append(torch.stack([-self(point) for point in each], -1))
+        return torch.stack(values, -2)
+
+
+def symmetric(size):
+    ties = numbers(size, size).triu(1)
+    return nn.Parameter(ties + ties.T)
+
+
+TREE = tensor([[0, 1], [2, 1], [1, 3], [3, 4]])
+LOOPS = tensor([[0, 1], [2, 1], [2, 3], [3, 0], [1, 3], [4, 0]])
+
+ENERGIES_DISCRETE = {
+    "ising_torus": lambda: Ising((3, 3), learned()),
+    "ising_torus_field": lambda: Ising((3, 3), learned(), learned(3, 3)),
+    "ising_open": lambda: Ising((2, 4), learned(), learned(), periodic=False),
+    "ising_cube": lambda: Ising((2, 2, 2), learned(), learned(2, 2, 2), periodic=False),
+    "ising_even_torus": lambda: Ising((4, 3), learned(), learned(4, 3)),
+    "ising_ring": lambda: Ising((6,), learned(), learned(6)),
+    "potts_torus": lambda: Potts((3, 3), 2, learned(), learned(2)),
+    "potts_open": lambda: Potts((2, 3), 3, learned(), learned(2, 3, 3), periodic=False),
+    "potts_ring": lambda: Potts((4,), 4, learned()),
+    "ising_graph": lambda: IsingGraph(LOOPS, learned(6), learned(5)),
+    "ising_tree": lambda: IsingGraph(TREE, learned(), learned(5)),
+    "random_field": lambda: MarkovRandomField(learned(5, 3), LOOPS, learned(6, 3, 3)),
+    "random_field_potts": lambda: MarkovRandomField(
+        learned(4, 3), LOOPS[:5], nn.Parameter(0.8 * torch.eye(3))
+    ),
+    "chain": lambda: ChainCRF(learned(5, 3), learned(3, 3)),
+    "chain_inhomogeneous": lambda: ChainCRF(learned(4, 3), learned(3, 3, 3)),
+    "boltzmann_machine": lambda: BoltzmannMachine(symmetric(6), learned(6)),
+    "boltzmann_machine_spins": lambda: BoltzmannMachine(symmetric(6), learned(6), spins),
+    "rbm": lambda: RBM(learned(6, 3), learned(6), learned(3)),
+    "rbm_wide": lambda: RBM(learned(4, 6), learned(4), learned(6)),
+    "rbm_joint": lambda: RBM(learned(5, 3), learned(5), learned(3)).joint(),
+    "dbm": lambda: DBM([learned(4, 3), learned(3, 2)], [learned(4), learned(3), learned(2)]),
+    "dbm_deep": lambda: DBM(
+        [learned(3, 2), learned(2, 2), learned(2, 3)],
+        [learned(3), learned(2), learned(2), learned(3)],
+    ),
+    "one_hot": OneHotPairs,
+}
+"""Energies over an alphabet, skewed, with few enough points to list."""
 
 SKEWED = {
     name: ENERGIES_EXACT[name]

@@ -14,7 +14,7 @@ LAYERS = [
     {"energies"},
     {"guards"},
     {"distributions"},
-    {"potential", "discrete", "latents", "engine", "rewriting", "batching", "summation"},
+    {"potential", "discrete", "latents", "engine", "native", "rewriting", "batching", "summation"},
     {"kernels"},
     {"mcmc", "draws", "objectives", "logz", "export"},
     {"zoo"},

@@ -25,13 +25,18 @@ class Skewed(Energy):
 
 
 def train(objective, num_steps, changed=()):
-    """Learns by large steps; returns the weights and the last negative phase after each."""
+    """Learns by large steps; returns the weights and the last negative phase after each.
+
+    From the third on the kernel makes smaller steps.
+    """
     torch.manual_seed(3)
     energy = Skewed()
     x = torch.randn(40, 1).exp()
     optimizer = torch.optim.SGD(energy.parameters(), lr=0.3)
     path = []
+    step_size = objective.kernel.step_size
     for step in range(num_steps):
+        objective.kernel.step_size = step_size / 3 if step > 1 else step_size
         energy.scale = 0.5 if step in changed else 2.0
         optimizer.zero_grad()
         (-objective.surrogate(ebm.Boltzmann(energy), x).mean()).backward()

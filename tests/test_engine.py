@@ -265,7 +265,7 @@ def test_a_machine_without_a_compiler_stays_below(monkeypatch):
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no C++ compiler found")
 
-    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr("pyro_ebm.engine.compiled_scan", no_compiler)
     with pytest.warns(UserWarning, match="not native, because compiling stopped at.*no C\\+\\+"):
         rung = compile_scan(running_sum, START, ROWS, size=1)
     assert rung.name == "graph"
@@ -290,3 +290,49 @@ def test_a_loop_of_python_ends_when_its_condition_does():
     )
     assert (count, total) == (0, 10)
     assert loop(lambda x: x < 0, lambda x: x + 1, tensor(5)) == 5
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_native_code_reads_what_it_closes_over_and_what_is_fixed_as_they_are_now():
+    """Both in a loop within a loop; a tensor that no step changes is given anew to each call."""
+    weight = torch.nn.Parameter(tensor([0.5, 0.25, 2.0]))
+    shift = tensor([1.0, 2.0, 3.0])
+
+    def step(carry, row):
+        total, fixed = carry
+        rate = fixed * 0.5
+
+        def body(now):
+            k, y = now
+            return k + 1, y * weight + shift + rate
+
+        _, total = loop(lambda now: now[0] < fixed.sum(), body, (fixed.new_zeros(()), total))
+        return (total + row[0], fixed), (total,)
+
+    start, rows = torch.zeros(3), (torch.randn(4, 3),)
+    native = compile_scan(step, (start, tensor([3.0])), rows, size=5)
+    assert native.name == "native"
+    for change in (lambda: None, lambda: weight.mul_(3.0), lambda: shift.sub_(9.0)):
+        with torch.no_grad():
+            change()
+        for fixed in (tensor([3.0]), tensor([5.0])):
+            carry, kept = (start, fixed), []
+            for row in rows[0]:
+                carry, (one,) = step(carry, (row,))
+                kept.append(one)
+            (total, same), (found,) = native.fn((start, fixed), rows)
+            torch.testing.assert_close(total, carry[0].detach())
+            torch.testing.assert_close(found, torch.stack(kept).detach())
+            assert torch.equal(same, fixed)
+
+
+def test_a_step_that_writes_in_place_is_not_compiled():
+    def step(carry, row):
+        total = carry[0].clone()
+        total[0] = row[0][0]
+        return (total,), (total,)
+
+    with pytest.warns(UserWarning, match="compiling stopped at.*in a native loop, which must not"):
+        rung = compile_scan(step, START, ROWS, size=3)
+    assert rung.name == "graph"

@@ -319,6 +319,16 @@ def test_a_full_tree_has_all_its_leaves_and_says_that_the_limit_ended_it(depth):
     assert info.reached_max_treedepth.all()
 
 
+def test_trees_stay_small_in_the_first_quarter_of_warmup():
+    kernel = NUTS(step_size=0.01, max_tree_depth=6, adapt_step_size=False, adapt_mass_matrix=False)
+    potential = flat_potential(Gaussian(torch.zeros(20), 1.0))
+    state = kernel.init(potential, torch.randn(5, 20))
+    generator = torch.Generator().manual_seed(0)
+    steps = run(kernel, potential, state, 12, generator, kernel.adaptation(12))
+    found = [info.num_steps.max().item() for _, info in steps]
+    assert found == [63] + 3 * [31] + 8 * [63]
+
+
 def test_a_trajectory_stops_near_half_a_turn():
     kernel = NUTS(step_size=0.05)
     energy = Gaussian(torch.zeros(50), 1.0)

@@ -84,7 +84,7 @@ OBJECTIVES = {
 }
 
 
-def timed(make, factor, under_svi, energy, chains):
+def timed(make, factor, driver, energy, chains):
     it, p = make(), ebm.Boltzmann(energy, event_shape=(2,))
 
     def loss(x):
@@ -99,9 +99,11 @@ def timed(make, factor, under_svi, energy, chains):
         with pyro.plate("data", len(x)):
             pyro.sample("x", p, obs=x)
 
-    if not under_svi:
+    if driver == "bare":
         return cell.by_adam(energy, loss), from_chains, factor
     pyro.clear_param_store()
+    if driver == "model":
+        return cell.by_adam(energy, it(model, ebm.no_guide)), from_chains, factor
     svi = SVI(model, ebm.no_guide, pyro.optim.Adam({"lr": 1e-3}), loss=it)
     return svi.step, from_chains, factor
 
@@ -110,19 +112,23 @@ def make_pcd(compile):
     return o.PersistentCD(ula(), cell.CHAINS, cell.NUM_STEPS, compile=compile)
 
 
-def make_dsm():
-    return o.DenoisingScoreMatching(cell.SIGMA)
+def make_dsm(compile):
+    return o.DenoisingScoreMatching(cell.SIGMA, compile=compile)
 
 
 PER_SIGMA = 1 / cell.SIGMA**2
 """Our loss is weighed by the variance of the noise, which an optimizer like Adam does not see."""
 
+DRIVERS = {"bare": "", "model": ", torch optimizer on a model", "svi": ", SVI"}
+
 TIMED = {
-    "PCD": functools.partial(timed, lambda: make_pcd(False), 1.0, False),
-    "PCD compiled": functools.partial(timed, lambda: make_pcd(True), 1.0, False),
-    "PCD compiled, SVI": functools.partial(timed, lambda: make_pcd(True), 1.0, True),
-    "DSM": functools.partial(timed, make_dsm, PER_SIGMA, False),
-    "DSM, SVI": functools.partial(timed, make_dsm, PER_SIGMA, True),
+    f"{name}{' compiled' if compile else ''}{word}": functools.partial(
+        timed, functools.partial(make, compile), factor, driver
+    )
+    for name, make, factor in (("PCD", make_pcd, 1.0), ("DSM", make_dsm, PER_SIGMA))
+    for compile in (False, True)
+    for driver, word in DRIVERS.items()
+    if compile or driver == "bare"
 }
 
 

@@ -56,6 +56,7 @@ class Alphabet(NamedTuple):
         Returns:
             Places, as integers, with shape ``(*batch, *sites)``.
         """
+        x = x.long() if x.dtype == torch.bool else x
         return x.argmax(-1) if self.one_hot else ((x - self.lowest) / self.step).round().long()
 
     def decode(self, places: Tensor, like: Tensor | None = None, size: int = 0) -> Tensor:

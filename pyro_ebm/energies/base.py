@@ -58,6 +58,8 @@ class Energy(nn.Module):
 
     has_log_z: bool = False
     has_sample: bool = False
+    batch_shape: torch.Size = torch.Size()
+    """The shape of the batch of laws, where each datum has its own, as in a conditional field."""
 
     def __init__(
         self, event_shape: Sequence[int] = (), support: constraints.Constraint | None = None

@@ -10,7 +10,7 @@ other given the rest: sites of one colour.
 
 from __future__ import annotations
 
-__all__ = ["DiscreteEnergy"]
+__all__ = ["DiscreteEnergy", "as_numbers", "draw_booleans"]
 
 from collections.abc import Sequence
 
@@ -104,6 +104,7 @@ class DiscreteEnergy(Energy):
         """
         raise NotImplementedError(f"{type(self).__name__} must define conditionals(x)")
 
+    @torch.no_grad()
     def sweep(self, x: Tensor, uniform: Tensor, beta: float | Tensor = 1.0) -> Tensor:
         r"""Draws every site once from its conditional: a systematic Gibbs sweep.
 
@@ -125,3 +126,26 @@ class DiscreteEnergy(Energy):
             drawn = self.alphabet.decode(places, x, self.num_values)
             x = torch.where(own.unsqueeze(-1) if self.alphabet.one_hot else own, drawn, x)
         return x
+
+
+def as_numbers(x: Tensor, like: Tensor) -> Tensor:
+    """Turns booleans and integers into floating-point numbers, and leaves these as they are.
+
+    Args:
+        x: Points.
+        like: A tensor whose dtype they take.
+    """
+    return x if x.is_floating_point() else x.to(like.dtype)
+
+
+def draw_booleans(log_odds: Tensor, uniform: Tensor) -> Tensor:
+    r"""Draws booleans: 1 where :math:`u \ge 1 - \sigma(a)`, in as few passes as can be.
+
+    Args:
+        log_odds: The log odds :math:`a` of 1, in nats.
+        uniform: Uniform draws :math:`u` in [0, 1), of the same shape.
+
+    Returns:
+        Zeros and ones, with the dtype of ``log_odds``.
+    """
+    return log_odds.sigmoid().add_(uniform).ge_(1)

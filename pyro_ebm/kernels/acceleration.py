@@ -22,8 +22,8 @@ from .transition import Info, State, blocks, run
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
 
-WORTH_COMPILING = 30.0
-"""The seconds of steps to come above which the fifteen that compiling takes are well spent: twice
+WORTH_COMPILING = 15.0
+"""The seconds of steps to come above which the seven that compiling takes are well spent: twice
 as many, since the first trajectories are longer than those to come."""
 
 SECONDS_PER_OPERATION = 4e-6

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .lost import lost_chains, rejoin
+
 if TYPE_CHECKING:
     from .base import Kernel
     from .transition import Info, State
@@ -198,7 +200,9 @@ class Adaptation:
     stretched besides (:mod:`~pyro_ebm.kernels.metric`): a warmup step then takes time and memory
     in proportion to :math:`D^2`, and the end of a window :math:`D^3`. Acceptance is pooled by its
     mean, in the first quarter by its harmonic mean, so that no chain far out is left behind,
-    stuck.
+    stuck. One that is lost nevertheless (:mod:`~pyro_ebm.kernels.lost`) at the end of a window,
+    from that of the first quarter on, goes on from the place of another: a mode so far above all
+    others is then in no draw, and R-hat does not see it.
 
     References:
         | If only my posterior were normal: Fisher HMC (Seyboldt, Carlson and Carpenter, 2026),
@@ -211,15 +215,21 @@ class Adaptation:
 
     windows: tuple[float, ...] = WINDOWS
 
+    rejoins: bool = True
+    """Whether lost chains go on from the places of others: not where U is but an estimate."""
+
     def __init__(self, kernel: Kernel, warmup_steps: int) -> None:
         self.step_size = kernel.adapt_step_size
         self.metric = kernel.adapt_mass_matrix
         self.target = kernel.target_accept_prob
         steps = torch.arange(1, warmup_steps + 1)
         ends = torch.tensor([max(1, int(part * warmup_steps)) for part in self.windows])
-        settling = steps <= int(SETTLING * warmup_steps)
+        self.settled = int(SETTLING * warmup_steps)
+        settling = steps <= self.settled
         self.schedule = When(settling, torch.isin(steps, ends), steps == warmup_steps)
         self.ends = set(ends.tolist())
+        self.rejoined: Tensor | None = None
+        """Which chains were lost and went on from the places of others, ``(C,)``, if any."""
         self.ending = False
         """Whether a window may end at this step, as the host knows: only then, with a stretch, is
         a matrix decomposed."""
@@ -235,6 +245,10 @@ class Adaptation:
         self.t += 1
         self.ending = self.t in self.ends
         self.tuning, state = self.learn(self.tuning, state, info, when)
+        if self.rejoins and self.ending and self.settled <= self.t < len(self.schedule.last):
+            lost = lost_chains(state.potential, state.z.shape[-1])
+            self.rejoined = lost if self.rejoined is None else self.rejoined | lost
+            state = rejoin(state, lost)
         return state
 
     def begin(self, state: State) -> tuple:

@@ -204,8 +204,12 @@ class Alternating(Kernel):
 class _EachItsOwn:
     """Tunes each kernel by what happened in its own steps."""
 
+    rejoined = None  # the place of another chain would not fit the other sites of this one
+
     def __init__(self, adaptations: list[Adaptation]) -> None:
         self.adaptations = adaptations
+        for adaptation in adaptations:
+            adaptation.rejoins = False
 
     def update(self, state: AlternatingState, info: Info) -> AlternatingState:
         """Learns from a step and returns the state with what has been tuned."""

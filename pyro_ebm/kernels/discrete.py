@@ -47,6 +47,8 @@ class StepSize(Adaptation):
             are accepted too often, the step size would grow without bound.
     """
 
+    rejoins = False  # there are no flat regions: every site is a step from any of its values
+
     def __init__(self, kernel: Kernel, warmup_steps: int, largest: float) -> None:
         super().__init__(kernel, warmup_steps)
         self.largest = largest

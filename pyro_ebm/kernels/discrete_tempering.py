@@ -267,6 +267,8 @@ class DiscretePlacement:
         warmup_steps: The number of steps in which to do it.
     """
 
+    rejoined = None  # swaps bring a lost chain back
+
     def __init__(self, levels: list[Adaptation], warmup_steps: int) -> None:
         self.levels = levels
         self.warmup_steps = warmup_steps

@@ -204,5 +204,10 @@ class DirectionAdaptation(LengthAdaptation):
         tuning, state = super().learn(tuning, state, info._replace(accept_prob=accept_prob), when)
         return (tuning, info.energy), state
 
+    def update(self, state: MicrocanonicalState, info: Info) -> MicrocanonicalState:  # noqa: D102
+        after = super().update(state, info)
+        jump = state.potential.double() - after.potential  # of a chain that went on elsewhere
+        return after._replace(kinetic=after.kinetic + jump)
+
     def length(self, tuning: LengthTuning, state: MicrocanonicalState) -> Tensor:  # noqa: D102
         return state.length if self._given else math.sqrt(state.z.shape[-1]) * tuning.spread

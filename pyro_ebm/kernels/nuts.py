@@ -13,11 +13,16 @@ from ..distributions import Boltzmann
 from ..engine import loop
 from ..potential import Model, Potential
 from .acceleration import AsynchronousKernel
-from .transition import Info, State, normal_like
-from .tree import Checkpoints, Trajectory, begin, extend, renew
+from .adaptation import Adaptation, When
+from .transition import Info, normal_like
+from .tree import Checkpoints, NUTSState, Trajectory, begin, extend, renew
 
 MAX_TREE_DEPTH = 20
 """A million leapfrogs for one draw, beyond which the tables of the tree would be large."""
+
+SETTLING_DEPTH = 5
+"""How often a trajectory may double in the first quarter of warmup, while a chain far out may
+still want steps so short that the trees of all others would be as deep as they may be."""
 
 POLL_EVERY = 8
 """After how many leapfrogs an accelerator is asked whether all chains are done; a CPU is asked
@@ -40,11 +45,11 @@ class NUTS(AsynchronousKernel):
     former one with probability :math:`\min(1, \sum_\text{new} w / \sum_\text{old} w)`.
 
     The invariant law is :math:`e^{-U}`, exactly. Warmup adapts the step size :math:`\epsilon` and
-    the metric, pooled over chains. In a block of steps one batched leapfrog after another serves
-    all chains, whichever step each is at: a chain whose trajectory is over begins its next one at
-    once, and waits only at the end of the block. One step alone costs as many batched gradients as
-    its longest tree has, at most :math:`2^J - 1`. Energy differences and weights are summed in
-    float64.
+    the metric, pooled over chains; in its first quarter trajectories double at most 5 times. In a
+    block of steps one batched leapfrog after another serves all chains, whichever step each is at:
+    a chain whose trajectory is over begins its next one at once, and waits only at the end of the
+    block. One step alone costs as many batched gradients as its longest tree has, at most
+    :math:`2^J - 1`. Energy differences and weights are summed in float64.
 
     References:
         | The No-U-Turn sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
@@ -104,8 +109,15 @@ class NUTS(AsynchronousKernel):
         )
         self.max_tree_depth = max_tree_depth
 
+    def init(self, potential: Potential, z: Tensor) -> NUTSState:  # noqa: D102
+        state = super().init(potential, z)
+        return NUTSState(*state, z.new_tensor(self.max_tree_depth))
+
+    def adaptation(self, warmup_steps: int) -> Adaptation:  # noqa: D102
+        return _DepthAdaptation(self, warmup_steps)
+
     def noise(
-        self, state: State, generator: torch.Generator, *num_steps: int
+        self, state: NUTSState, generator: torch.Generator, *num_steps: int
     ) -> tuple[Tensor, ...]:
         """Draws a momentum and, since nobody knows how many uniforms it takes, a seed per chain.
 
@@ -118,14 +130,14 @@ class NUTS(AsynchronousKernel):
         return momentum, seed
 
     def step(  # noqa: D102
-        self, potential: Potential, state: State, noise: tuple[Tensor, ...]
-    ) -> tuple[State, Info]:
+        self, potential: Potential, state: NUTSState, noise: tuple[Tensor, ...]
+    ) -> tuple[NUTSState, Info]:
         moved, _, info = self.block(potential, state, tuple(part[None] for part in noise))
         return moved, Info(*(field[0] for field in info))
 
     def block(  # noqa: D102
-        self, potential: Potential, state: State, noise: tuple[Tensor, ...]
-    ) -> tuple[State, State, Info]:
+        self, potential: Potential, state: NUTSState, noise: tuple[Tensor, ...]
+    ) -> tuple[NUTSState, NUTSState, Info]:
         momentum, seed = noise
         num_draws = len(seed)
         kinetic = 0.5 * momentum.double().square().sum(-1)
@@ -188,3 +200,18 @@ class NUTS(AsynchronousKernel):
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """Takes from ``x (K, *, C)`` each chain's own row, ``(*, C)``."""
     return x.gather(0, index.expand_as(x[:1]))[0]
+
+
+class _DepthAdaptation(Adaptation):
+    """Keeps trees small until the chains have settled."""
+
+    def __init__(self, kernel: NUTS, warmup_steps: int) -> None:
+        super().__init__(kernel, warmup_steps)
+        self.max_depth = kernel.max_tree_depth
+
+    def learn(
+        self, tuning: tuple, state: NUTSState, info: Info, when: When
+    ) -> tuple[tuple, NUTSState]:
+        tuning, state = super().learn(tuning, state, info, when)
+        most = torch.where(when.settling, min(SETTLING_DEPTH, self.max_depth), self.max_depth)
+        return tuning, state._replace(max_depth=most.to(state.max_depth))

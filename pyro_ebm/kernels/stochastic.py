@@ -83,6 +83,8 @@ class RelativeUnits(Adaptation):
     cancels.
     """
 
+    rejoins = False
+
     def update(self, state: State, info: Info) -> State:
         """Learns from a step and returns the state with its new metric."""
         state = super().update(state, info)

@@ -333,6 +333,8 @@ class Placement:
         fit_base: Whether to fit the base.
     """
 
+    rejoined = None  # swaps bring a lost chain back
+
     def __init__(self, levels: list[Adaptation], warmup_steps: int, *, fit_base: bool) -> None:
         self.levels = levels
         self.warmup_steps = warmup_steps

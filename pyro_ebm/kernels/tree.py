@@ -13,6 +13,7 @@ __all__ = [
     "Branch",
     "Checkpoints",
     "End",
+    "NUTSState",
     "Proposal",
     "Trajectory",
     "begin",
@@ -28,9 +29,26 @@ from torch import Tensor
 
 from ..potential import Potential
 from .hamiltonian import MAX_ENERGY_ERROR, leapfrog
-from .transition import State
+from .metric import Metric
 
 T = TypeVar("T")
+
+
+class NUTSState(NamedTuple):
+    """What the next step needs."""
+
+    z: Tensor
+    """Unconstrained chains, with shape ``(C, D)``."""
+    potential: Tensor
+    """U at ``z`` in nats, with shape ``(C,)``."""
+    grad: Tensor
+    """The gradient of U at ``z``, with shape ``(C, D)``."""
+    step_size: Tensor
+    """The step size of all chains, 0-d."""
+    metric: Metric
+    """The units of length of coordinates and directions."""
+    max_depth: Tensor
+    """How often a trajectory may double as yet, 0-d."""
 
 
 class Proposal(NamedTuple):
@@ -131,7 +149,7 @@ class Checkpoints:
         return (back & self.ends_at[:num_levels, num_leaves]).any(0)
 
 
-def begin(state: State, momentum: Tensor, kinetic: Tensor) -> Trajectory:
+def begin(state: NUTSState, momentum: Tensor, kinetic: Tensor) -> Trajectory:
     """Makes the registers of trajectories of one point.
 
     Args:
@@ -157,7 +175,7 @@ def begin(state: State, momentum: Tensor, kinetic: Tensor) -> Trajectory:
 
 def extend(
     potential: Potential,
-    state: State,
+    state: NUTSState,
     now: Trajectory,
     checkpoints: Checkpoints,
     seed: Tensor,
@@ -166,7 +184,7 @@ def extend(
 
     Args:
         potential: The target.
-        state: The step size and the units.
+        state: The step size, the units, and how deep trees may be.
         now: The registers.
         checkpoints: What is known of their branches, and will be.
         seed: An integer per chain, with shape ``(C,)``. Its bit :math:`j` says whether doubling
@@ -195,7 +213,7 @@ def extend(
     )
     turned = full & _turns(now.back[2], p, tree.momentum_sum)
     depth = now.depth + full
-    saturated = full & ~turned & (depth == checkpoints.num_levels)
+    saturated = full & ~turned & (depth == state.max_depth.clamp(max=checkpoints.num_levels))
     flips = full & ((seed >> depth & 1) != forward)
     following = Trajectory(
         front=_where(flips, now.back, front),
@@ -238,7 +256,7 @@ def renew(now: Trajectory, over: Tensor, momentum: Tensor, kinetic: Tensor) -> T
 
 
 def _leap(
-    potential: Potential, state: State, end: Tensor, direction: Tensor
+    potential: Potential, state: NUTSState, end: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Steps from one end of the tree; returns the new end and its potential."""
     z, grad, momentum = end.mT

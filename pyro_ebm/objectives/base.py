@@ -9,7 +9,15 @@ surrogate in the place of each learnable unnormalised site of a model and leaves
 
 from __future__ import annotations
 
-__all__ = ["CONTRASTIVE", "LIKELIHOOD", "Evaluation", "Objective", "no_guide", "register_module"]
+__all__ = [
+    "CONTRASTIVE",
+    "LIKELIHOOD",
+    "Evaluation",
+    "Objective",
+    "leaves_of",
+    "no_guide",
+    "register_module",
+]
 
 import copy
 import warnings
@@ -142,12 +150,13 @@ class Objective(ELBO):
         data = f"data of site '{name}', with shape {tuple(x.shape)},"
         if not x.numel():
             raise ValueError(f"{data} are empty")
+        good = value.isfinite().all()
         if support.is_discrete:
-            inside, where = support.check(value), f"outside of the support {support}"
+            good, where = good & support.check(value).all(), f"outside of the support {support}"
         else:
-            inside = biject_to(support).inv(value).isfinite()
-            where = "on the edge of the support"
-        if not bool(value.isfinite().all() & inside.all()):
+            u, where = biject_to(support).inv(value), "on the edge of the support"
+            good = good if u is value else good & u.isfinite().all()
+        if not bool(good):
             raise ValueError(f"{data} are not finite, or lie {where}")
         module = module_of(boltzmann.energy)
         conditional = module is not boltzmann.energy
@@ -191,7 +200,9 @@ class _Swap(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         boltzmann = base_distribution(msg["fn"])
-        if not isinstance(boltzmann, Boltzmann) or boltzmann.is_normalized:
+        if not isinstance(boltzmann, Boltzmann):
+            return
+        if boltzmann.is_normalized and not boltzmann.sums_log_z:
             return
         parameters = trainable_parameters(boltzmann.energy)
         module = module_of(boltzmann.energy)
@@ -263,7 +274,7 @@ def _rebased(fn: dist.TorchDistribution, base: Boltzmann) -> dist.TorchDistribut
 def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:
     """Warns where a closure's parameters are nowhere registered, so that they would never move."""
     store = pyro.get_param_store()
-    leaves = [leaf for leaf in _leaves(value) if leaf is not x]
+    leaves = [leaf for leaf in leaves_of(value) if leaf is not x]
     if not leaves or any(isinstance(p, nn.Parameter) and not store.param_name(p) for p in leaves):
         warnings.warn(
             f"the energy of site '{name}' is a plain function, and Pyro knows no parameter behind "
@@ -275,8 +286,12 @@ def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:
         )
 
 
-def _leaves(value: Tensor) -> list[Tensor]:
-    """Returns the leaf tensors that a value's gradient reaches."""
+def leaves_of(value: Tensor) -> list[Tensor]:
+    """Returns the leaf tensors that a value's gradient reaches.
+
+    Args:
+        value: The value.
+    """
     found, seen, queue = [], set(), [value.grad_fn]
     while queue:
         node = queue.pop()

@@ -19,6 +19,7 @@ from ..kernels.transition import Info, run, seeded_generator
 from ..potential import Potential
 from .base import CONTRASTIVE, Objective
 from .compiled import CompiledSteps
+from .compiled_gradient import CompiledGradient
 from .conditions import evaluate_each
 
 
@@ -29,7 +30,7 @@ class Contrastive(Objective):
         kernel: A kernel without a target.
         num_steps: The number of steps per call.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether steps are compiled.
+        compile: Whether steps, and the gradient of data against chains, are compiled.
 
     Raises:
         ValueError: If ``num_steps`` is not positive.
@@ -45,6 +46,7 @@ class Contrastive(Objective):
         self.num_steps = num_steps
         self.compile = compile
         self._steps = CompiledSteps(kernel, num_steps)
+        self._compiled = CompiledGradient(self.evaluate)
         self.last_info: dict[str, Info] = {}
         """What happened in the last step of the chains of each site."""
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -83,6 +85,25 @@ class Contrastive(Objective):
         for moved, info in run(self.kernel, potential, state, self.num_steps, generator):
             state, self.last_info[name] = moved, info
         return state.z
+
+    def evaluate(self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> tuple[Tensor]:
+        """Sets data against chains.
+
+        Args:
+            boltzmann: The distribution.
+            x: Data, with shape ``(*batch, *event)``.
+            x_neg: Where the chains are, with shape ``(*chains, *event)``.
+
+        Returns:
+            The surrogate in nats, with shape ``(*batch,)``.
+        """
+        raise NotImplementedError
+
+    def contrast(self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor, name: str) -> Tensor:
+        """Does that, by native code where the steps are such."""
+        if self.compile and not x.requires_grad and not self._steps.obstacle(boltzmann, name):
+            return self._compiled(boltzmann, x, x_neg, name=name)[0]
+        return self.evaluate(boltzmann, x, x_neg)[0]
 
     def fresh(self, boltzmann: Boltzmann, z: Tensor, num_chains: int, name: str) -> Tensor:
         """Draws noise: with the mean and spread of the first data that the site had.
@@ -149,8 +170,13 @@ class OneChainEach(Contrastive):
         start = self.start(boltzmann, unconstrained_data(boltzmann, x), name)
         z = self.move(boltzmann, batch_shape, start, name)
         x_neg = constrained(boltzmann, z).reshape(x.shape)
+        return self.contrast(boltzmann, x, x_neg, name)
+
+    def evaluate(  # noqa: D102
+        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
+    ) -> tuple[Tensor]:
         both = evaluate_each(Boltzmann.log_density, boltzmann, torch.stack([x, x_neg]))
-        return both[0] - both[1]
+        return (both[0] - both[1],)
 
 
 class Persistent(Contrastive):

@@ -6,13 +6,14 @@ a step depends on is part of a key, and another key is compiled anew.
 
 from __future__ import annotations
 
-__all__ = ["CompiledSteps"]
+__all__ = ["MOST_VARIANTS", "CompiledSteps", "law_of"]
 
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..distributions import Boltzmann
 from ..energies.base import module_of
@@ -56,12 +57,10 @@ class CompiledSteps:
             What moves chains, given them and the source of the noise, and says what happened in
             the last step; nothing where steps have to stay eager, and one warning says why.
         """
-        module = module_of(boltzmann.energy)
-        if module is None or module is not boltzmann.energy:
-            return self._eager(f"the energy of site '{name}' is no module, or is conditional")
-        if not self._kernel.branch_free:
-            return self._eager(f"a step of {type(self._kernel).__name__} cannot be traced whole")
-        key = _key(boltzmann, module, batch_shape, z)
+        obstacle = self.obstacle(boltzmann, name)
+        if obstacle:
+            return self._eager(obstacle)
+        key = law_of(boltzmann), tuple(batch_shape), (z.shape, z.dtype, z.device)
         if key not in self._known:
             if len(self._known) == MOST_VARIANTS:
                 return self._eager(
@@ -72,12 +71,27 @@ class CompiledSteps:
             self._known[key] = boltzmann, self._compile(potential, z)
         return self._known[key][1]
 
+    def obstacle(self, boltzmann: Boltzmann, name: str) -> str:
+        """Says why steps have to stay eager, if so.
+
+        Args:
+            boltzmann: The distribution.
+            name: The site.
+        """
+        module = module_of(boltzmann.energy)
+        if module is None or module is not boltzmann.energy:
+            return f"the energy of site '{name}' is no module, or is conditional"
+        if not self._kernel.branch_free:
+            return f"a step of {type(self._kernel).__name__} cannot be traced whole"
+        return ""
+
     def _compile(self, potential: Potential, z: Tensor) -> Walk | None:
         kernel, num_steps = self._kernel, self._num_steps
         state = kernel.init(potential, z)
         any_noise = kernel.noise(state, torch.Generator(z.device).manual_seed(0), num_steps)
         rows = tuple(part[0] for part in any_noise)
-        start = trace(lambda z: kernel.init(potential, z), (z,))
+        step_size = state.step_size
+        start = trace(lambda z, h: kernel.init(potential, z)._replace(step_size=h), (z, step_size))
         step = trace(lambda s, noise: kernel.step(potential, s, noise), (state, rows))
         for rung in (start, step):
             if not isinstance(rung.fn, Graph):
@@ -87,7 +101,7 @@ class CompiledSteps:
         with torch.no_grad():
             said = [k for k, field in enumerate(step.fn(state, rows)[1]) if field is not None]
 
-        def block(z: Tensor, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
+        def block(carry: tuple, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
             def after(state: State, row: tuple[Tensor, ...]) -> tuple[State, tuple]:
                 state, info = step.fn(state, row)
                 return state, tuple(info[k] for k in said)
@@ -97,18 +111,21 @@ class CompiledSteps:
                 row = tuple(part.index_select(0, k[None]).squeeze(0) for part in noise)
                 return k + 1, *after(state, row)
 
-            first = after(start.fn(z), tuple(part[0] for part in noise))
+            z, step_size = carry
+            first = after(start.fn(z, step_size.squeeze(0)), tuple(part[0] for part in noise))
             last = (torch.ones_like(z[0, 0], dtype=torch.long), *first)
             _, state, info = loop(lambda carry: carry[0] < len(noise[0]), one_more, last)
             return (state.z,), info
 
-        native = compile_block(block, z, any_noise, step.size + start.size)
+        # As 0-d, the compiler would follow the value of a double, and analyse all twice.
+        native = compile_block(block, (z, step_size[None]), any_noise, step.size + start.size)
         if native.fn is None:
             return None
 
         def walk(z: Tensor, generator: torch.Generator) -> tuple[Tensor, Info]:
             noise = [kernel.noise(state, generator, n) for n in blocks(z, num_steps)]
-            (z,), fields = native.fn(z, tuple(map(torch.cat, zip(*noise, strict=True))))
+            carry = z, z.new_tensor([kernel.step_size])
+            (z,), fields = native.fn(carry, tuple(map(torch.cat, zip(*noise, strict=True))))
             return z, Info(**{Info._fields[k]: v for k, v in zip(said, fields, strict=True)})
 
         return walk
@@ -119,19 +136,40 @@ class CompiledSteps:
             warnings.warn(f"these chains run eagerly, because {reason}", stacklevel=4)
 
 
-def _key(boltzmann: Boltzmann, module: nn.Module, batch: Sequence[int], z: Tensor) -> tuple:
-    """All that compiled steps depend on, but for the values of parameters and buffers.
+def law_of(boltzmann: Boltzmann) -> tuple:
+    """Returns all that a law depends on, but for the values of parameters and buffers.
 
     What it names by identity is kept alive by the code that it leads to.
+
+    Args:
+        boltzmann: The law, whose energy has a module behind it.
     """
-    temperature = boltzmann.temperature
+    temperature, module = boltzmann.temperature, module_of(boltzmann.energy)
     if isinstance(temperature, Tensor):
         temperature = id(temperature)
-    law = (temperature, id(module), repr(boltzmann.support), boltzmann.batch_shape, tuple(batch))
-    return law, (z.shape, z.dtype, z.device), tuple(map(_of_module, module.modules()))
+    settings = (temperature, id(module), _of_support(boltzmann.support), boltzmann.batch_shape)
+    return *settings, _of_module(module)
+
+
+def _of_support(part: object) -> object:
+    """A constraint by its parts, of which those that are tensors count by identity."""
+    if isinstance(part, constraints.Constraint):
+        return type(part), *((name, _of_support(value)) for name, value in vars(part).items())
+    if isinstance(part, (list, tuple)):
+        return tuple(map(_of_support, part))
+    return part if isinstance(part, (bool, int, float, str)) else id(part)
+
+
+_NO_SETTINGS = vars(nn.Module()).keys() - {"training"}
 
 
 def _of_module(module: nn.Module) -> tuple:
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    numbers = [(k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
-    return (type(module), *numbers, *map(id, tensors))
+    own = vars(module)
+    found = [type(module)]
+    for name, value in own.items():
+        if name not in _NO_SETTINGS and isinstance(value, (bool, int, float, str, Tensor)):
+            found.append((name, id(value) if isinstance(value, Tensor) else value))
+    for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
+        found.append((id(tensor), tensor is not None and tensor.requires_grad))
+    children = own["_modules"].values()
+    return *found, *(_of_module(child) for child in children if child is not None)

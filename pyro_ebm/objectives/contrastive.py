@@ -47,7 +47,7 @@ class ContrastiveDivergence(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether the steps are compiled, see :class:`PersistentCD`.
+        compile: Whether steps and gradient are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite or
@@ -101,7 +101,7 @@ class ShortRun(OneChainEach):
         kernel: A kernel without a target.
         num_steps: The number of steps k.
         elbo: The ELBO that takes care of the rest of a model.
-        compile: Whether the steps are compiled, see :class:`PersistentCD`.
+        compile: Whether steps and gradient are compiled, see :class:`PersistentCD`.
 
     Raises:
         ValueError: If ``num_steps`` is not positive; in use, if data are empty or not finite, if
@@ -159,12 +159,13 @@ class PersistentCD(Persistent):
         reinit_prob: The probability with which a chain begins anew, per update.
         elbo: The ELBO that takes care of the rest of a model.
         reinit_from: Where such a chain begins: "noise" or "data".
-        compile: Whether the steps of the chains are compiled into native code, with the same
-            noise and the same numbers to rounding. It takes about half a minute at the first
-            update, and again where the number of chains or a setting of the energy changes;
-            parameters may move in place as they like. An energy that reads Python state beyond
-            the numbers and tensors of its modules must stay eager; one that is a closure or
-            conditional does, with a warning.
+        compile: Whether the steps of the chains, and the gradient of data against chains, are
+            compiled into native code, with the same noise and the same numbers to rounding. It
+            takes most of a minute at the first update, and again where the number of chains, the
+            shape of the data or a setting of the energy changes; parameters may move in place as
+            they like, and the step size of the kernel too. An energy that reads Python state
+            beyond the numbers and tensors of its modules must stay eager; one that is a closure
+            or conditional does, with a warning.
 
     Raises:
         ValueError: If a count is not positive, ``reinit_prob`` not in [0, 1] or ``reinit_from``
@@ -214,7 +215,20 @@ class PersistentCD(Persistent):
                 self._reinitialize(boltzmann, unconstrained_data(boltzmann, x), name)
             self.chains[name] = self.move(one, (self.num_chains,), self.chains[name], name)
         x_neg = constrained(boltzmann, self.chains[name])
-        return _contrast(boltzmann, x, x_neg)
+        return self.contrast(boltzmann, x, x_neg, name)
+
+    def evaluate(  # noqa: D102
+        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
+    ) -> tuple[Tensor]:
+        batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
+        one = boltzmann.expand(())
+        is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
+        if not is_one_law or boltzmann.batch_shape not in (batch, ()):
+            return (boltzmann.log_density(x) - one.log_density(x_neg).mean(),)
+        # One pass, where the energy is one for both.
+        rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
+        of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
+        return (of_data.reshape(batch) - of_chains.mean(),)
 
     def _reinitialize(self, boltzmann: Boltzmann, data: Tensor, name: str) -> None:
         chains = self.chains[name]
@@ -227,15 +241,3 @@ class PersistentCD(Persistent):
             begun = data[rows.random_(0, len(data), generator=generator)]
         anew = (u < self.reinit_prob).unsqueeze(-1)
         self.chains[name] = torch.where(anew, begun, chains)
-
-
-def _contrast(boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> Tensor:
-    """Evaluates data less the mean over chains, in one pass where the energy is one for both."""
-    batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
-    one = boltzmann.expand(())
-    is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
-    if not is_one_law or boltzmann.batch_shape not in (batch, ()):
-        return boltzmann.log_density(x) - one.log_density(x_neg).mean()
-    rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
-    of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
-    return of_data.reshape(batch) - of_chains.mean()

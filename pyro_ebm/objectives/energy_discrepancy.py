@@ -22,7 +22,7 @@ from ..distributions import Boltzmann
 from ..potential import unconstrained_log_density
 from .base import Objective
 from .conditions import evaluate_each
-from .single_site import num_categories, shifted
+from .single_site import known_alphabet, shifted
 
 
 class EnergyDiscrepancy(Objective):
@@ -109,11 +109,12 @@ class EnergyDiscrepancy(Objective):
                 f"noise_scale is the probability of a change at the discrete site '{name}' and "
                 f"must be below 1, got {self.noise_scale}"
             )
-        lower, num = num_categories(boltzmann.support, name)
+        alphabet = known_alphabet(boltzmann, name)
+        sites = x.shape[:-1] if alphabet.one_hot else x.shape
 
         def changes(shape: torch.Size) -> Tensor:
             changed = torch.rand(shape, device=x.device) < self.noise_scale
-            return changed * torch.randint(1, num, shape, device=x.device)
+            return changed * torch.randint(1, alphabet.size, shape, device=x.device)
 
-        by = changes(x.shape) + changes(torch.Size((self.num_noise, *x.shape)))
-        return shifted(x, by, lower, num)
+        by = changes(sites) + changes(torch.Size((self.num_noise, *sites)))
+        return shifted(x, by, alphabet)

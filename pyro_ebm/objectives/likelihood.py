@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..distributions import Boltzmann
-from ..summation import MAX_POINTS, enumerate_support, fit_grid, log_z_of_grid
+from ..energies.enumeration import MAX_POINTS
+from ..summation import enumerate_support, fit_grid, log_z_of_grid
 from .base import LIKELIHOOD, Objective
 
 
@@ -69,7 +70,7 @@ class MaximumLikelihood(Objective):
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)
         log_density = boltzmann.log_density(x)
-        if boltzmann.is_normalized:
+        if boltzmann.is_normalized and not boltzmann.sums_log_z:
             return log_density - boltzmann.log_z
         law = boltzmann.expand(() if _is_one_law(boltzmann, x) else log_density.shape)
         return log_density - self._log_z(law, x, name).to(log_density)

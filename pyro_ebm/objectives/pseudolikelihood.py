@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from .base import Objective
-from .single_site import log_odds_of_changes
+from .single_site import known_alphabet, log_odds_of_changes
 
 
 class _SingleSite(Objective):
@@ -35,7 +35,9 @@ class _SingleSite(Objective):
         """Returns the log odds of the changes, and how many sites each of those changed is."""
         self.check(boltzmann, x, name)
         log_odds = log_odds_of_changes(boltzmann, x, name, self.num_sites)
-        return log_odds, boltzmann.event_shape.numel() / log_odds.shape[1]
+        alphabet = known_alphabet(boltzmann, name)
+        shape = boltzmann.event_shape[:-1] if alphabet.one_hot else boltzmann.event_shape
+        return log_odds, shape.numel() / log_odds.shape[1]
 
 
 class PseudoLikelihood(_SingleSite):

@@ -17,7 +17,7 @@ Numbers of unlike kinds are never ranked together.
 
 from __future__ import annotations
 
-__all__ = ["Generative", "Kind", "Likelihood", "check_data"]
+__all__ = ["Generative", "Kind", "Likelihood", "check_binary", "check_data"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -164,3 +164,21 @@ def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
     bad = int((~x.isfinite()).flatten(1).any(-1).sum())
     if bad:
         raise ValueError(f"{name} must be finite, but {bad} of {len(x)} rows are not; drop them")
+
+
+def check_binary(name: str, x: Tensor) -> None:
+    """Checks that points are of zeros and ones.
+
+    Args:
+        name: The argument.
+        x: The points.
+
+    Raises:
+        ValueError: If a value is another.
+    """
+    others = x[(x != 0) & (x != 1)]
+    if len(others):
+        raise ValueError(
+            f"{name} must be of zeros and ones for a binary model, got {others[0].item():.4g}; "
+            "pass binary=False, or threshold the data"
+        )

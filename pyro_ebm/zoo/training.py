@@ -1,18 +1,19 @@
-"""The training loop of models that learn through Pyro's SVI."""
+"""The training loops of models: through Pyro's SVI, or by losses of their own."""
 
 from __future__ import annotations
 
-__all__ = ["Training", "train"]
+__all__ = ["Player", "Training", "play", "train"]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyro
 import torch
 from pyro.infer import ELBO, SVI
 from pyro.optim import LambdaLR
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..objectives.averaging import ExponentialAverage
@@ -60,12 +61,16 @@ class Training:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
 
+    def decay(self, step: int) -> float:
+        """Returns the part of the first learning rate that is left at a step."""
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.num_steps)))
+
     def optimizer(self) -> LambdaLR:
         """Makes the optimizer; its ``step`` lowers the rate."""
         settings = {
             "optimizer": torch.optim.Adam,
             "optim_args": {"lr": self.lr, "betas": self.betas},
-            "lr_lambda": lambda t: 0.5 * (1 + math.cos(math.pi * min(1.0, t / self.num_steps))),
+            "lr_lambda": self.decay,
         }
         clip = None if math.isinf(self.clip_norm) else {"clip_norm": self.clip_norm}
         return LambdaLR(settings, clip_args=clip)
@@ -119,6 +124,82 @@ def train(
         if average is not None:
             average.assign()
     return monitor.history | told
+
+
+class Player(NamedTuple):
+    """Who lowers a loss of its own: a model has one, a game has two."""
+
+    name: str
+    """What its loss is recorded under."""
+    module: nn.Module
+    """Whose parameters it moves."""
+    loss: Callable[[Tensor], Tensor]
+    """The mean loss of a minibatch, with shape ``(batch, *event)``."""
+    num_updates: int = 1
+    """How many updates it makes, on a minibatch each, before the next player's turn."""
+
+
+def play(
+    players: Sequence[Player], x: Tensor, training: Training, *, progress: bool = True
+) -> dict[str, list[float]]:
+    """Trains players by turns, each by Adam on a loss of its own.
+
+    Args:
+        players: The players, in the order of their turns.
+        x: The points, with shape ``(n, *event)``.
+        training: How to train; a step is a turn of every player.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The loss of each player at its last update of each step, by its name.
+
+    Raises:
+        RuntimeError: If a loss is not finite; nothing was learned from it.
+    """
+    learners = [_Learner(player, training) for player in players]
+    history: dict[str, list[float]] = {player.name: [] for player in players}
+    for step in tqdm(range(training.num_steps), disable=not progress, leave=False):
+        for player, learner in zip(players, learners, strict=True):
+            history[player.name].append(learner.take_turn(x, step))
+    for learner in learners:
+        learner.finish()
+    return history
+
+
+class _Learner:
+    """A player with its optimizer and the average of its parameters."""
+
+    def __init__(self, player: Player, training: Training) -> None:
+        self.player, self.training = player, training
+        self.parameters = [p for p in player.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=training.lr, betas=training.betas)
+        self.average = (
+            None if training.ema is None else ExponentialAverage(player.module, training.ema)
+        )
+
+    def take_turn(self, x: Tensor, step: int) -> float:
+        training = self.training
+        self.optimizer.param_groups[0]["lr"] = training.lr * training.decay(step)
+        for _ in range(self.player.num_updates):
+            batch = x[torch.randint(len(x), (training.batch_size,), device=x.device)]
+            loss = self.player.loss(batch)
+            if not bool(loss.isfinite()):
+                raise RuntimeError(
+                    f"training diverged: the {self.player.name} is {loss.item()} at step {step} "
+                    f"of {training.num_steps}; lower lr={training.lr}, or set clip_norm"
+                )
+            self.optimizer.zero_grad()
+            loss.backward(inputs=self.parameters)
+            for parameter in self.parameters:
+                nn.utils.clip_grad_norm_(parameter, training.clip_norm)
+            self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        return loss.item()
+
+    def finish(self) -> None:
+        if self.average is not None:
+            self.average.assign()
 
 
 def _per_example(program: Callable[[Tensor], object]) -> Callable[[Tensor], object]:

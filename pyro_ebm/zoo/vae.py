@@ -6,7 +6,6 @@ __all__ = ["VAE"]
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -16,18 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
-from .base import Generative, Likelihood, check_data
+from .base import Generative, Likelihood, check_binary, check_data
+from .networks import mlp
 from .training import Training, train
 
 
 class VAE(Generative):
-    r"""A variational autoencoder of real data.
+    r"""A variational autoencoder.
 
     .. math:: z \sim \mathcal{N}(0, I), \qquad
         x \mid z \sim \mathcal{N}(f_\theta(z), \mathrm{diag}\,s^2), \qquad
         q(z \mid x) = \mathcal{N}(m_\phi(x), \mathrm{diag}\,v_\phi(x))
 
-    with a learned scale :math:`s` for each pixel. It is trained on the ELBO. ``log_prob``, and
+    with a learned scale :math:`s` for each pixel; of binary data, x is Bernoulli with the logits
+    :math:`f_\theta(z)`. It is trained on the ELBO. ``log_prob``, and
     ``typicality`` with it, is the importance-weighted bound, of kind "bound":
 
     .. math:: \hat\ell_K(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad
@@ -48,6 +49,7 @@ class VAE(Generative):
             reverse.
         training: How to train.
         num_importance: The number K of draws of the bound.
+        binary: Whether points are of zeros and ones.
 
     Raises:
         ValueError: If ``latent_dim`` or ``num_importance`` is not positive.
@@ -69,6 +71,8 @@ class VAE(Generative):
         hidden_sizes: Sequence[int] = (256,),
         training: Training | None = None,
         num_importance: int = 256,
+        *,
+        binary: bool = False,
     ) -> None:
         super().__init__(event_shape)
         for name, value in {"latent_dim": latent_dim, "num_importance": num_importance}.items():
@@ -78,9 +82,9 @@ class VAE(Generative):
         self.num_importance = num_importance
         self.training_plan = Training() if training is None else training
         size = self.event_shape.numel()
-        self.encoder = _mlp([size, *hidden_sizes, 2 * latent_dim])
-        self.decoder = _mlp([latent_dim, *reversed(hidden_sizes), size])
-        self.raw_scale = nn.Parameter(torch.zeros(size))
+        self.encoder = mlp([size, *hidden_sizes, 2 * latent_dim])
+        self.decoder = mlp([latent_dim, *reversed(hidden_sizes), size])
+        self.raw_scale = None if binary else nn.Parameter(torch.zeros(size))
 
     def model(self, x: Tensor) -> None:
         """The Pyro model of points ``(n, *event)``."""
@@ -97,11 +101,13 @@ class VAE(Generative):
 
     def prior(self) -> dist.TorchDistribution:
         """The law of the latents ``(latent_dim,)``."""
-        zeros = self.raw_scale.new_zeros(self.latent_dim)
+        zeros = self.decoder[0].weight.new_zeros(self.latent_dim)
         return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
 
     def likelihood(self, z: Tensor) -> dist.TorchDistribution:
         """The law of flat points given latents ``(*batch, latent_dim)``."""
+        if self.raw_scale is None:
+            return dist.Bernoulli(logits=self.decoder(z)).to_event(1)
         scale = functional.softplus(self.raw_scale) + self.min_scale
         return dist.Normal(self.decoder(z), scale).to_event(1)
 
@@ -112,6 +118,8 @@ class VAE(Generative):
 
     def fit(self, x: Tensor, progress: bool = True) -> Self:  # noqa: D102
         check_data("x", x, self.event_shape)
+        if self.raw_scale is None:
+            check_binary("x", x)
         self.history = {}
         self.history = train(
             self.model, self.guide, TraceMeanField_ELBO(), x, self.training_plan, progress=progress
@@ -142,10 +150,3 @@ class VAE(Generative):
         # with one draw there is nothing to tell its error by, and the result says nan
         spread = (log_w - value).exp().var(0, correction=0) / (self.num_importance - 1 or math.nan)
         return value, spread.sqrt()
-
-
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size_in, size_out in pairwise(sizes):
-        layers += [nn.Linear(size_in, size_out), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,234 @@
+"""From a step to native code without a look at Python's bytecode: all of torch that is private.
+
+torch.compile reads bytecode, guards what it read and traces it three times over; of a step that
+is tensors from end to end, and is traced anyhow, inductor needs one graph.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "OPTIONS",
+    "captured_loop",
+    "compiled_scan",
+    "fast_building",
+    "is_capturing",
+    "without_writing",
+]
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+OPTIONS = {
+    "cpp_wrapper": True,
+    "cpp.vec_isa_ok": True,
+    "cpp_cache_precompile_headers": False,
+}
+"""Of the compiler: loops without Python; no test programs (six seconds) for what instructions
+there are, which the system says; no headers compiled ahead, six seconds that later save one."""
+
+Flat = Callable[..., Sequence[Tensor]]
+
+_is_capturing = False
+
+
+def is_capturing() -> bool:
+    """Whether a step is being captured, so that its loops have to become one operation each."""
+    return _is_capturing
+
+
+def captured_loop(condition: Callable, body: Flat, carry: Sequence[Tensor]) -> Sequence[Tensor]:
+    """A loop as one operation of the graph that is being captured.
+
+    Args:
+        condition: From the carry to a 0-d tensor of bool.
+        body: From the carry to the next. Both may close over tensors.
+        carry: Tensors, none of which shares memory with another.
+    """
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    with disable_proxy_modes_tracing():
+        parts = [make_fx(part)(*(x.clone() for x in carry)) for part in (condition, body)]
+        closed_over = list({id(x): x for part in parts for x in _constants(part)}.values())
+        for part in parts:
+            _lift(part, closed_over)
+    return torch.ops.higher_order.while_loop(*parts, tuple(carry), tuple(closed_over))
+
+
+def compiled_scan(
+    step: Flat, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]
+) -> Callable:
+    """Compiles a loop of steps over rows, for any number of rows.
+
+    Args:
+        step: From the tensors of a carry and of a row, and what is fixed, to those of the next
+            carry and of what to keep of it, the latter contiguous.
+        carry: A real carry.
+        xs: Real tensors, each with one row.
+        fixed: Real tensors that are the same in all steps.
+
+    Returns:
+        A function of the last three, to the last carry and what was kept, stacked.
+    """
+    from torch._inductor import compile_fx, config
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    with _capturing(mode):
+        captured = make_fx(step)(*carry, *(x[0] for x in xs), *fixed)
+    if writing := _writing(captured):
+        raise RuntimeError(f"{writing[0]} in a native loop, which must not write in place")
+    closed_over = _constants(captured)
+    _lift(captured, closed_over)
+    with mode.shape_env.ignore_fresh_unbacked_symbols():
+        num_rows = mode.shape_env.create_unbacked_symint()
+    torch._check(num_rows >= 1)
+    others = [*fixed, *closed_over]
+    inputs = [mode.from_tensor(x.detach(), static_shapes=True) for x in (*carry, *xs, *others)]
+    with mode:
+        for i in range(len(carry), len(carry) + len(xs)):
+            x = inputs[i]
+            inputs[i] = x.new_empty_strided((num_rows, *x.shape[1:]), x.stride())
+        loop = functools.partial(_loop_over_rows, captured, len(carry), len(xs))
+        graph = make_fx(loop, decomposition_table=select_decomp_table())(*inputs)
+    with config.patch(OPTIONS), fast_building():
+        native = compile_fx.compile_fx_forward(
+            graph,
+            inputs,
+            num_orig_model_outputs=0,
+            num_example_inputs=len(inputs),
+            compiler_config_extra=compile_fx.create_compiler_config_extra(graph),
+            inner_compile=functools.partial(compile_fx.compile_fx_inner, cpp_wrapper=True),
+            is_inference=True,
+        )
+
+    def call(
+        carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        found = native([*carry, *xs, *fixed, *closed_over])
+        return found[: len(carry)], found[len(carry) :]
+
+    return call
+
+
+def _loop_over_rows(step: GraphModule, n: int, m: int, *inputs: Tensor) -> list[Tensor]:
+    carry, others = inputs[:n], inputs[n:]
+    num_rows = others[0].shape[0]
+    of_step = next(iter(step.graph.find_nodes(op="output"))).args[0]
+    kept = [
+        torch.empty((num_rows, *y.shape), dtype=y.dtype, device=y.device)
+        for y in (node.meta["val"] for node in of_step[n:])
+    ]
+
+    def condition(k: Tensor, *flat: Tensor) -> Tensor:
+        return k < flat[len(kept) + n].shape[0]
+
+    def body(k: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        kept_now, carry, others = flat[: len(kept)], flat[len(kept) :][:n], flat[len(kept) + n :]
+        row = k.item()
+        torch._check(row >= 0)
+        torch._check(row < others[0].shape[0])
+        moved = step(*carry, *(x.select(0, row) for x in others[:m]), *others[m:])
+        for room, value in zip(kept_now, moved[n:], strict=True):
+            room.select(0, row).copy_(value)
+        return k + 1, *kept_now, *moved[:n]
+
+    start = torch.zeros((), dtype=torch.int64)
+    _, *found = torch.ops.higher_order.while_loop(condition, body, (start, *kept, *carry), others)
+    return [*found[len(kept) :], *found[: len(kept)]]
+
+
+@contextlib.contextmanager
+def _capturing(mode: FakeTensorMode) -> Iterator[None]:
+    """Has loops captured, each as one operation; the mode is that of the shapes of nodes."""
+    from torch._guards import TracingContext, tracing
+
+    global _is_capturing
+    _is_capturing = True
+    try:
+        with tracing(TracingContext(mode)):
+            yield
+    finally:
+        _is_capturing = False
+
+
+def without_writing(graph: GraphModule) -> Callable:
+    """Returns what does the same with no operation that writes in place."""
+    if not _writing(graph):
+        return graph
+    lifted = GraphModule(graph, copy.deepcopy(graph.graph))
+    closed_over = _constants(lifted)
+    _lift(lifted, closed_over)
+    functional = torch.func.functionalize(lifted)
+    return lambda *inputs: functional(*inputs, *closed_over)
+
+
+def _writing(graph: GraphModule) -> list[str]:
+    """The operations that write in place, of a graph and of the loops in it."""
+    parts = [part.graph for part in graph.modules() if isinstance(part, GraphModule)]
+    targets = [node.target for part in parts for node in part.nodes if node.op == "call_function"]
+    return [str(t) for t in targets if hasattr(t, "_schema") and t._schema.is_mutable]
+
+
+def _constants(graph: GraphModule) -> list[Tensor]:
+    """The tensors, parameters among them, that a captured function closes over."""
+    found = [getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")]
+    return list({id(x): x for x in found if isinstance(x, Tensor)}.values())
+
+
+def _lift(graph: GraphModule, closed_over: Sequence[Tensor]) -> None:
+    """Makes tensors that a captured function closes over its last arguments."""
+    *_, last = graph.graph.find_nodes(op="placeholder")
+    arguments = {}
+    for k, x in enumerate(closed_over):
+        with graph.graph.inserting_after(last):
+            last = arguments[id(x)] = graph.graph.placeholder(f"closed_over_{k}")
+        last.meta["val"] = x
+    for node in graph.graph.find_nodes(op="get_attr"):
+        argument = arguments.get(id(getattr(graph, node.target)))
+        if argument is not None:
+            node.replace_all_uses_with(argument)
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+@contextlib.contextmanager
+def fast_building() -> Iterator[None]:
+    """Has native code built for less: its calls between kernels are hardly worth optimising.
+
+    Half of the time of g++ would go into them. And what instructions the machine has the system
+    says, without a test program for each; others may want to be told more, and will ask again.
+    """
+    from torch._inductor import cpu_vec_isa
+    from torch._inductor.codecache import CppWrapperCodeCache
+
+    load = CppWrapperCodeCache.load_pybinding
+    entry = "void inductor_entry_impl("
+
+    def lightly(*args: object, main_code: str, **kwargs: object) -> Callable:
+        code = main_code.replace(entry, f'__attribute__((optimize("O1"))) {entry}', 1)
+        return load(*args, main_code=code, **kwargs)
+
+    try:
+        with (
+            mock.patch.object(CppWrapperCodeCache, "load_pybinding", lightly),
+            mock.patch.object(cpu_vec_isa.VecISA, "check_build", return_value=False),
+        ):
+            yield
+    finally:
+        asked = (type(isa).__bool__ for isa in cpu_vec_isa.supported_vec_isa_list)
+        for known in (cpu_vec_isa.valid_vec_isa_list, *asked):
+            getattr(known, "cache_clear", lambda: None)()

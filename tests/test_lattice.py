@@ -1,0 +1,238 @@
+"""Ising and Potts models against exact formulas and published numbers.
+
+The reference values are of P(s) = exp(K sum s_i s_j) / Z on a torus, each bond once: Kaufman's
+formula (Kaufman, 1949), equal to the sum over all states (3x3, 4x4) and to the transfer matrix
+(8x8) to twelve digits.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn, tensor
+
+import pyro_ebm as ebm
+from pyro_ebm.energies import Ising, IsingGraph, Potts
+from pyro_ebm.energies.elimination import elimination_order, log_z_of_pairs
+from pyro_ebm.energies.graphs import greedy_colours
+from pyro_ebm.energies.grid import grid_edges
+from pyro_ebm.energies.kaufman import CRITICAL_COUPLING, log_z_of_torus
+
+KAUFMAN = [
+    (3, 0.1, 6.335415589931518, -0.22526464179169914),
+    (3, 0.3, 7.346915902869601, -0.9876831555671015),
+    (3, CRITICAL_COUPLING, 9.020213400944334, -1.6112463815311582),
+    (3, 1.0, 18.69632005771564, -1.9971087312812503),
+    (4, 0.1, 11.252588451586247, -0.2057134663746614),
+    (4, 0.2, 11.771470358541581, -0.4561353695428472),
+    (4, 0.3, 12.785523325713681, -0.8440540736238566),
+    (4, CRITICAL_COUPLING, 15.521915458755283, -1.5656237876383183),
+    (4, 0.5, 17.105367118731582, -1.7553802887774352),
+    (4, 0.6, 20.056532884346808, -1.908069527831064),
+    (8, 0.4, 56.59938876042538, -1.2223206432509133),
+    (8, CRITICAL_COUPLING, 60.14178078906915, -1.4915891074397063),
+    (10, 0.2, 73.45309780383303, -0.42823952793015385),
+    (10, CRITICAL_COUPLING, 93.6103005102221, -1.4762429083609367),
+    (10, 0.5, 103.27297541824895, -1.745431021115138),
+    (16, CRITICAL_COUPLING, 238.64225663513287, -1.4530648528134766),
+    (32, CRITICAL_COUPLING, 952.6480795485427, -1.433658466146248),
+    (64, CRITICAL_COUPLING, 3808.672283419809, -1.423938390),
+]
+"""Side, coupling, log Z, and the energy per site in units of the coupling."""
+
+
+@pytest.mark.parametrize(("side", "k", "log_z", "per_site"), KAUFMAN)
+def test_kaufmans_formula_has_the_reference_values(side, k, log_z, per_site):
+    energy = Ising((side, side), nn.Parameter(tensor(k)))
+    assert energy.has_log_z
+    value = energy.log_z()
+    assert value.item() == pytest.approx(log_z, rel=1e-12)
+    (bonds,) = torch.autograd.grad(value, energy.coupling)
+    assert -bonds.item() / side**2 == pytest.approx(per_site, abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [0.0, 0.2, CRITICAL_COUPLING, 0.8])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 6), (7, 4)])
+def test_kaufmans_formula_is_the_sum_by_elimination(shape, k):
+    edges = grid_edges(shape, periodic=True)
+    graph = IsingGraph(edges, tensor(k), torch.zeros(math.prod(shape)))
+    torch.testing.assert_close(
+        log_z_of_torus(tensor(k), *shape), graph.log_z(), rtol=1e-12, atol=0
+    )
+
+
+def test_kaufmans_formula_has_derivatives_of_second_order():
+    """The heat capacity per site, -K^2 u'(K) in nats, at the critical point (10x10, 32x32)."""
+    for side, capacity in ((10, 1.260019634609888), (32, 1.84676759003956)):
+        k = tensor(CRITICAL_COUPLING, requires_grad=True)
+        (slope,) = torch.autograd.grad(log_z_of_torus(k, side, side), k, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope, k)
+        assert (k * k * curvature).item() / side**2 == pytest.approx(capacity, abs=1e-8)
+
+
+def test_kaufmans_formula_neither_overflows_nor_breaks():
+    k = tensor([0.0, 1e-9, CRITICAL_COUPLING, 3.0], requires_grad=True)
+    value = log_z_of_torus(k, 1000, 1000)
+    (bonds,) = torch.autograd.grad(value.sum(), k)
+    assert bool(value.isfinite().all() & bonds.isfinite().all())
+    free = value.detach() / 1e6
+    assert free[0].item() == pytest.approx(math.log(2))
+    assert free[2].item() == pytest.approx(0.9296953983416103, abs=1e-5)  # 2 G / pi + log(2) / 2
+    assert free[3].item() == pytest.approx(6.0, abs=1e-5)
+
+
+def test_onsagers_energy_is_that_of_a_large_torus():
+    """T = 2 and 2.5, where the correlation length is a few sites (Onsager, 1944)."""
+    for k, log_z, per_site in (
+        (0.5, 1.0257928126949176, -1.7455645753125535),
+        (0.4, 0.8793638207749483, -1.1060792037457927),
+    ):
+        coupling = tensor(k, requires_grad=True)
+        value = log_z_of_torus(coupling, 256, 256)
+        (bonds,) = torch.autograd.grad(value, coupling)
+        ground = math.log(2) / 256**2 if k > CRITICAL_COUPLING else 0.0  # two ordered phases
+        assert value.item() / 256**2 - ground == pytest.approx(log_z, abs=1e-9)
+        assert -bonds.item() / 256**2 == pytest.approx(per_site, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 3), (3, 4)])
+def test_an_antiferromagnet_is_not_a_magnet_on_an_odd_torus(shape):
+    energy = Ising(shape, tensor(-0.5))
+    points = ebm.Boltzmann(energy).enumerate_support()
+    torch.testing.assert_close(energy.log_z(), (-energy(points)).logsumexp(0))
+    same = bool(torch.isclose(energy.log_z(), Ising(shape, tensor(0.5)).log_z()))
+    assert same == all(side % 2 == 0 for side in shape)
+
+
+def test_a_side_of_two_is_refused_since_it_would_double_its_bonds():
+    with pytest.raises(ValueError, match=r"at least 3, got \(4, 2\).*joined twice"):
+        Ising((4, 2), 0.3)
+    assert Ising((4, 2), 0.3, periodic=False)(torch.ones(4, 2)).item() == pytest.approx(-3.0)
+
+
+@pytest.mark.parametrize(("size", "k"), [(4, 0.3), (16, 0.5), (64, 1.0)])
+def test_a_ring_and_a_chain_have_their_closed_forms(size, k):
+    ring = Ising((size,), nn.Parameter(tensor(k)))
+    a, b = size * math.log(2 * math.cosh(k)), size * math.log(2 * math.sinh(k))
+    assert ring.log_z().item() == pytest.approx(a + math.log1p(math.exp(b - a)), rel=1e-12)
+    chain = Ising((size,), nn.Parameter(tensor(k)), periodic=False)
+    exact = size * math.log(2) + (size - 1) * math.log(math.cosh(k))
+    assert chain.log_z().item() == pytest.approx(exact, rel=1e-12)
+    (bonds,) = torch.autograd.grad(chain.log_z(), chain.coupling)
+    assert bonds.item() / (size - 1) == pytest.approx(math.tanh(k))
+    assert ring.has_log_z
+    assert chain.has_log_z
+
+
+def test_a_ring_has_the_reference_correlation():
+    """Of neighbours, N = 16 and K = 0.3, by the transfer matrix."""
+    ring = Ising((16,), nn.Parameter(tensor(0.3)))
+    (bonds,) = torch.autograd.grad(ring.log_z(), ring.coupling)
+    assert ring.log_z().item() == pytest.approx(11.799807210464149, abs=1e-12)
+    assert bonds.item() / 16 == pytest.approx(0.29131262090195487, abs=1e-12)
+
+
+def test_a_strip_is_summed_over_its_width():
+    """A field on a 12 x 40 strip: its derivative is the mean magnetisation, which a field sets."""
+    field = nn.Parameter(tensor(0.2))
+    strip = Ising((12, 40), 0.0, field, periodic=False)
+    assert strip.log_z().item() == pytest.approx(480 * math.log(2 * math.cosh(0.2)))
+    (spin,) = torch.autograd.grad(strip.log_z(), field)
+    assert spin.item() / 480 == pytest.approx(math.tanh(0.2))
+    torch.testing.assert_close(
+        Ising((5, 30), 0.4, 0.1, periodic=False).log_z(),
+        Ising((30, 5), 0.4, 0.1, periodic=False).log_z(),
+    )
+
+
+def test_a_field_of_zero_changes_nothing():
+    plain, with_field = Ising((8, 8), 0.4), Ising((8, 8), 0.4, 0.0)
+    assert plain.has_log_z
+    assert not with_field.has_log_z
+    torch.testing.assert_close(plain.log_z(), with_field.log_z(), rtol=1e-12, atol=0)
+
+
+def test_a_sum_that_is_too_large_says_so():
+    with pytest.raises(ValueError, match=r"too large a sum.*pyro_ebm\.logz"):
+        Ising((32, 32), 0.3, 0.1).log_z()
+    with pytest.raises(ValueError, match="log Z is not known"):
+        _ = ebm.Boltzmann(Ising((32, 32), 0.3, 0.1)).log_z
+
+
+def test_potts_has_the_reference_value():
+    """Three states on a 3x3 torus at the critical coupling log(1 + sqrt 3), by enumeration."""
+    energy = Potts((3, 3), 3, math.log(1 + math.sqrt(3)))
+    assert energy.log_z().item() == pytest.approx(19.688939731847, abs=1e-11)
+
+
+def test_two_states_of_potts_are_an_ising_model():
+    """2 [x = y] = 1 + s t, so that K s t = 2 K [x = y] - K."""
+    k, field = 0.35, torch.randn(4, 3)
+    ising = Ising((4, 3), k, field)
+    potts = Potts((4, 3), 2, 2 * k, torch.stack([-field, field], -1))
+    x = torch.randint(2, (6, 4, 3)).to(field)
+    torch.testing.assert_close(ising(2 * x - 1), potts(x) + 24 * k)
+    torch.testing.assert_close(ising.log_z(), potts.log_z() - 24 * k)
+
+
+def test_elimination_takes_the_better_order():
+    star = [(0, i) for i in range(1, 40)]
+    assert elimination_order(40, star, 3)[0] != 0
+    unary, pairwise = torch.randn(40, 2), torch.randn(39, 2, 2)
+    leaves = (unary[1:, None, :] + pairwise).logsumexp(-1).sum(0)
+    torch.testing.assert_close(
+        log_z_of_pairs(unary, star, pairwise), (unary[0] + leaves).logsumexp(0)
+    )
+    with pytest.raises(ValueError, match="more than 3 of them"):
+        elimination_order(5, [(i, j) for i in range(5) for j in range(i)], 3)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (3, 5), (4, 4, 6)])
+def test_bonds_are_counted_once_and_join_two_colours(shape, periodic):
+    edges = grid_edges(shape, periodic)
+    energy = Ising(shape, 1.0, periodic=periodic)
+    assert len(edges.sort(-1).values.unique(dim=0)) == len(edges)
+    assert energy(torch.ones(shape)).item() == -len(edges)
+    x = torch.randn(3, *shape).sign()
+    by_edge = x.flatten(1)[:, edges].prod(-1).sum(-1)
+    torch.testing.assert_close(energy.bonds(x), by_edge)
+    ends = energy.colours.flatten()[edges]
+    assert bool((ends[:, 0] != ends[:, 1]).all())
+    odd = periodic and any(side % 2 for side in shape)
+    assert energy.num_colours == (3 if odd else 2)
+
+
+def test_greedy_colours_join_no_neighbours():
+    edges = torch.combinations(torch.arange(30))
+    edges = edges[torch.rand(len(edges)) < 0.2]
+    colours = greedy_colours(30, edges)
+    assert bool((colours[edges[:, 0]] != colours[edges[:, 1]]).all())
+    degrees = torch.bincount(edges.flatten(), minlength=30)
+    assert int(colours.max()) <= int(degrees.max())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ising((), 0.3), "shape must be sides"),
+        (lambda: Ising((4, 4), torch.ones(2)), "coupling must be one number"),
+        (lambda: Ising((4, 4), 0.3, torch.ones(4)), r"field must be a number or have the shape"),
+        (lambda: Potts((4, 4), 1, 0.3), "num_values must be at least 2, got 1"),
+        (lambda: Potts((4, 4), 3, 0.3, torch.ones(2)), r"field must have shape \(3,\)"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_inverse_ising_by_exact_moments():
+    """Neighbours on a 4x4 torus correlate by 0.42203 at K = 0.3: K comes back from that."""
+    energy = Ising((4, 4), nn.Parameter(tensor(0.1)))
+    for _ in range(30):
+        (bonds,) = torch.autograd.grad(energy.log_z(), energy.coupling, create_graph=True)
+        (curvature,) = torch.autograd.grad(bonds, energy.coupling)
+        with torch.no_grad():
+            energy.coupling -= (bonds / 32 - 0.4220270368119276) / (curvature / 32)
+    assert energy.coupling.item() == pytest.approx(0.3, abs=1e-9)
