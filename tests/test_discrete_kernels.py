@@ -16,13 +16,13 @@ from discrete_cases import (
     torus,
     uneven,
 )
-from laws import assert_close, assert_counts
+from laws import assert_chain_mean, assert_close, assert_counts
 from torch import tensor
 from torch.distributions import constraints
 
 import pyro_ebm as ebm
 from pyro_ebm import Boltzmann, kernels
-from pyro_ebm.energies import spins
+from pyro_ebm.energies import Ising, spins
 from pyro_ebm.kernels import Info, run
 from pyro_ebm.kernels.cluster import connected_components
 from pyro_ebm.kernels.transition import seeded_generator
@@ -80,7 +80,7 @@ def move(kernel, potential, z, num_steps):
 @pytest.mark.parametrize(("kernel", "target"), DISCRETE_BY_KERNEL)
 def test_leaves_exact_draws_invariant(kernel, target):
     law = Enumerated(boltzmann_of(target))
-    z = law.draw(6000)
+    z = law.draw(5000)
     state, _ = move(DISCRETE_KERNELS[kernel](), law.potential, z, 10)
     assert (state.z != z).any(-1).double().mean() > 0.7
     law.check(state.z)
@@ -99,9 +99,8 @@ FEW = ["ising_3x3", "one_hot_5x3", "curved_integers"]
 def test_finds_the_law_from_a_uniform_start(kernel, target):
     law = Enumerated(boltzmann_of(target))
     swept = kernel == "SwendsenWang" or (kernel == "Gibbs" and law.potential.discrete.can_sweep)
-    num_steps = 25 if swept else 100 if kernel == "DiscreteMALA" else 200
-    num_steps = 50 if kernel == "DiscreteTempering" else num_steps
-    z = law.potential.initialize(2500)
+    num_steps = {"DiscreteMALA": 100, "DiscreteTempering": 40}.get(kernel, 25 if swept else 150)
+    z = law.potential.initialize(1500)
     state, _ = move(DISCRETE_KERNELS[kernel](), law.potential, z, num_steps)
     law.check(state.z)
 
@@ -198,6 +197,26 @@ def test_a_batch_of_points_is_one_chain_or_many():
             state, _ = move(kernel(), potential, z, 8)
             for k, own in enumerate(laws):
                 own.check(state.z[k::2])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "side", "coupling"),
+    [
+        (kernels.SwendsenWang(), 16, 0.44068679350977),
+        (kernels.SwendsenWang(), 32, 0.5),
+        (kernels.Gibbs(num_sweeps=2), 32, 0.3),
+    ],
+    ids=["critical", "ordered", "disordered"],
+)
+def test_has_the_energy_of_a_large_torus(kernel, side, coupling):
+    coupling = tensor(coupling, requires_grad=True)
+    energy = Ising((side, side), coupling)
+    (bonds,) = torch.autograd.grad(energy.log_z(), coupling)
+    potential = Potential.of(Boltzmann(energy))
+    start = kernel.init(potential, potential.initialize(16))
+    steps = run(kernel, potential, start, 160, seeded_generator(bonds.device))
+    values = [state.potential for state, _ in steps]
+    assert_chain_mean(torch.stack(values[60:], 1), -coupling.item() * bonds)
 
 
 # the kernels one by one

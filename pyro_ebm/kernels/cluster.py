@@ -137,53 +137,65 @@ class SwendsenWang(DiscreteKernel):
         energy = target.energy
         num_sites, num_edges = energy.site_shape.numel(), len(energy.couplings)
         rows = state.z.reshape(-1, *energy.event_shape)
-        places = target.alphabet.encode(rows).flatten(1)
+        rows = target.places(rows.flatten(1)) if target.alphabet.one_hot else rows.flatten(1)
         beta = target.beta
         if isinstance(beta, Tensor):
             beta = beta.repeat_interleave(len(rows) // len(beta)).unsqueeze(-1)
         beta = beta / target.temperature
         of_bonds, of_clusters = noise[0].reshape(len(rows), -1).split([num_edges, num_sites], -1)
         first, second = energy.edges.unbind(-1)
-        agree = places.index_select(1, first) == places.index_select(1, second)
+        agree = rows.index_select(1, first) == rows.index_select(1, second)
         strength = beta * energy.couplings
         if _are_spins(target):
             agree, strength = agree == (strength > 0), 2 * strength.abs()
         bonded = agree & (of_bonds < -torch.expm1(-strength))
         offset = num_sites * torch.arange(len(rows), device=rows.device).unsqueeze(-1)
         ends = first + offset, torch.where(bonded, second, first) + offset
-        cluster = connected_components(places.numel(), *(end.flatten() for end in ends))
+        cluster = connected_components(rows.numel(), *(end.flatten() for end in ends))
         uniform = of_clusters.flatten().index_select(0, cluster)
-        drawn = self._values(target, places, beta, cluster, uniform)
-        z = target.alphabet.decode(drawn, state.z, target.num_values).reshape(state.z.shape)
+        change = _turned if _are_spins(target) else _redrawn
+        z = change(target, rows, beta, cluster, uniform).reshape(state.z.shape)
         value = target.value(z)
         accepted = torch.ones_like(value, dtype=torch.bool)
         moved = state._replace(z=z, potential=value)
         return moved, Info(~value.isfinite(), torch.ones_like(value), accepted)
 
-    @staticmethod
-    def _values(
-        target: KnownConditionals,
-        places: Tensor,
-        beta: Tensor | float,
-        cluster: Tensor,
-        uniform: Tensor,
-    ) -> Tensor:
-        """Draws the value of each cluster from its field; spins turn together."""
-        field, num_values = getattr(target.energy, "field", None), target.num_values
-        if _are_spins(target):
-            flip = uniform < 0.5
-            if field is not None:
-                pull = (beta * field.reshape(1, -1) * (2 * places - 1)).flatten()
-                total = torch.zeros_like(pull).index_add_(0, cluster, pull)
-                flip = uniform < torch.sigmoid(-2 * total)[cluster]
-            return places ^ flip.reshape(places.shape).long()
-        if field is None:
-            return (uniform * num_values).long().reshape(places.shape)
-        per_site = field.reshape(1, -1, num_values) * torch.as_tensor(beta).unsqueeze(-1)
-        per_site = per_site.expand(*places.shape, num_values).flatten(0, 1)
-        total = torch.zeros_like(per_site).index_add_(0, cluster, per_site)
-        below = total.softmax(-1).cumsum(-1)[cluster, :-1]
-        return (uniform.unsqueeze(-1) >= below).sum(-1).reshape(places.shape)
+
+def _turned(
+    target: KnownConditionals,
+    rows: Tensor,
+    beta: Tensor | float,
+    cluster: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    """Turns clusters of spins ``(R, S)`` round or not, by what their field says."""
+    field = getattr(target.energy, "field", None)
+    flip = uniform < 0.5
+    if field is not None:
+        pull = (beta * field.reshape(1, -1) * rows).flatten()
+        total = torch.zeros_like(pull).index_add_(0, cluster, pull)
+        flip = uniform < torch.sigmoid(-2 * total).index_select(0, cluster)
+    return torch.where(flip.reshape(rows.shape), -rows, rows)
+
+
+def _redrawn(
+    target: KnownConditionals,
+    rows: Tensor,
+    beta: Tensor | float,
+    cluster: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    """Draws the value of each cluster of sites ``(R, S)`` anew, by what their field says."""
+    field, num_values = getattr(target.energy, "field", None), target.num_values
+    if field is None:
+        places = (uniform * num_values).long()
+    else:
+        pull = field.reshape(1, -1, num_values) * torch.as_tensor(beta).unsqueeze(-1)
+        pull = pull.expand(*rows.shape, num_values).flatten(0, 1)
+        total = torch.zeros_like(pull).index_add_(0, cluster, pull)
+        below = total.softmax(-1).cumsum(-1)[:, :-1].index_select(0, cluster)
+        places = (uniform.unsqueeze(-1) >= below).sum(-1)
+    return target.points(places.reshape(rows.shape), uniform)
 
 
 def connected_components(num_nodes: int, first: Tensor, second: Tensor) -> Tensor:
