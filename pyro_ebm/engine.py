@@ -28,18 +28,18 @@ __all__ = [
     "trace",
 ]
 
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops import scan, while_loop
+from torch._higher_order_ops import while_loop
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from .dynamo import check_rows, compiled_by_dynamo, scan_by_dynamo
 from .layout import copy_in_order, memory_order, restored, stored
 from .native import (
     OPTIONS,
@@ -316,10 +316,10 @@ def compile_block(
         return Rung(None, "graph", f"{size} operations are too many to compile", size)
 
     def rows(carry: tuple, xs: tuple) -> tuple:
-        _check_rows(xs)
+        check_rows(xs)
         return tree_map(lambda leaf: leaf.clone(), block(carry, xs))
 
-    compiled = _compiled(rows)
+    compiled = compiled_by_dynamo(rows)
 
     def native(carry: tuple, xs: tuple) -> tuple:
         for x in xs:
@@ -341,48 +341,6 @@ def compile_block(
     return Rung(native, "native", f"{size} operations", size)
 
 
-def _scan_by_dynamo(step: Callable, carry: list[Tensor], xs: tuple, fixed: list) -> Callable:
-    """Does what :func:`compiled_scan` does, on devices on which that was never tried."""
-    n = len(carry)
-
-    def block(carry: list[Tensor], xs: list[Tensor], fixed: list[Tensor]) -> tuple[list, list]:
-        _check_rows(xs)
-
-        def of_row(carry: list[Tensor], row: list[Tensor]) -> tuple[list, list]:
-            found = step(*carry, *row, *fixed)
-            return found[:n], found[n:]
-
-        return scan(of_row, carry, xs)
-
-    compiled = _compiled(block)
-
-    def native(carry: list[Tensor], xs: tuple, fixed: list[Tensor]) -> tuple[list, list]:
-        for x in xs:
-            torch._dynamo.decorators.mark_unbacked(x, 0)
-        return compiled(carry, list(xs), fixed)
-
-    return native
-
-
-def _compiled(fn: Callable) -> Callable:
-    """Compiles a function under a code object of its own.
-
-    The compiler keeps what it learns on the code object, and refuses to learn about too many
-    targets. What it learns by name it must not use: after a target of other shapes it would make
-    shapes dynamic, and compile again within a run. Dimensions marked as unbacked alone may vary.
-    """
-    code = fn.__code__.replace(co_name="native")
-    own = types.FunctionType(code, globals(), "native", None, fn.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
-
-
-def _check_rows(xs: Sequence[Tensor]) -> None:
-    """Tells the compiler that all have the same number of rows, and at least one."""
-    for x in xs:
-        torch._check(x.shape[0] >= 1)
-        torch._check(x.shape[0] == xs[0].shape[0])
-
-
 class _Scan:
     """A loop of steps as one native function, whose tensors are flat lists."""
 
@@ -399,7 +357,7 @@ class _Scan:
         self._orders_kept = [memory_order(leaf) for leaf in kept if isinstance(leaf, Tensor)]
         leaves = _fresh(carry, self._orders)
         parts = self._parts(leaves)
-        compile = compiled_scan if leaves[0].device.type == "cpu" else _scan_by_dynamo
+        compile = compiled_scan if leaves[0].device.type == "cpu" else scan_by_dynamo
         self._native = compile(self._row, parts[0], xs, parts[1])
 
     def once(self, carry: tuple, xs: tuple) -> tuple[tuple, Any]:

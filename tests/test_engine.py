@@ -327,6 +327,8 @@ def test_native_code_reads_what_it_closes_over_and_what_is_fixed_as_they_are_now
             assert torch.equal(same, fixed)
 
 
+# Of the compiler, as it is imported within the test.
+@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning")
 def test_a_step_that_writes_in_place_is_not_compiled():
     def step(carry, row):
         total = carry[0].clone()

@@ -284,10 +284,17 @@ def test_refuses_a_continuous_site(make):
 
 
 @pytest.mark.parametrize(
-    "make", [ScoreMatching, lambda: ContrastiveDivergence(ebm.kernels.MALA(step_size=0.1))]
+    ("make", "message"),
+    [
+        (ScoreMatching, r"cannot serve the discrete site 'x'.*PseudoLikelihood"),
+        (
+            lambda: ContrastiveDivergence(ebm.kernels.MALA(step_size=0.1)),
+            "'x' is discrete: sample it with kernels.GibbsWithGradients",
+        ),
+    ],
 )
-def test_others_refuse_a_discrete_site(make):
-    with pytest.raises(ValueError, match=r"cannot serve the discrete site 'x'.*PseudoLikelihood"):
+def test_others_refuse_a_discrete_site(make, message):
+    with pytest.raises(ValueError, match=message):
         make().surrogate(ebm.Boltzmann(guess()), STATES)
 
 
