@@ -159,6 +159,30 @@ def test_a_sum_that_is_too_large_says_so():
         _ = ebm.Boltzmann(Ising((32, 32), 0.3, 0.1)).log_z
 
 
+@pytest.mark.parametrize("kind", ["ising", "potts"])
+def test_a_field_from_data_gives_each_datum_its_own_law(kind):
+    ising = kind == "ising"
+    fields = torch.randn(4, 3, 3) if ising else torch.randn(4, 3, 3, 2)
+
+    def lattice(field):
+        return Ising((3, 3), 0.3, field) if ising else Potts((3, 3), 2, 0.3, field)
+
+    energy = lattice(fields)
+    p = ebm.Boltzmann(energy)
+    assert p.batch_shape == (4,)
+    x, u = p.sample((5,)), torch.rand(5, 4, 3, 3)
+    assert x.shape == u.shape
+    for i in range(4):
+        alone = lattice(fields[i])
+        torch.testing.assert_close(p.log_prob(x)[:, i], ebm.Boltzmann(alone).log_prob(x[:, i]))
+        torch.testing.assert_close(energy.log_z()[i], alone.log_z())
+        torch.testing.assert_close(energy.conditionals(x)[:, i], alone.conditionals(x[:, i]))
+        assert torch.equal(energy.sweep(x, u)[:, i], alone.sweep(x[:, i], u[:, i]))
+    torch.testing.assert_close(
+        lattice(fields.reshape(2, 2, *fields.shape[1:])).log_z(), energy.log_z().reshape(2, 2)
+    )
+
+
 def test_potts_has_the_reference_value():
     """Three states on a 3x3 torus at the critical coupling log(1 + sqrt 3), by enumeration."""
     energy = Potts((3, 3), 3, math.log(1 + math.sqrt(3)))

@@ -88,7 +88,9 @@ class _Lattice(DiscreteEnergy):
         sides = self.event_shape
         order = sorted(range(len(sides)), key=lambda d: -sides[d])
         edges = grid_edges([sides[d] for d in order], self.periodic)
-        unary = unary.permute(*order, -1).flatten(0, -2)
+        batch = unary.dim() - len(sides) - 1
+        unary = unary.permute(*range(batch), *(batch + d for d in order), -1)
+        unary = unary.flatten(batch, -2)
         return log_z_of_pairs(unary, edges.tolist(), table.expand(len(edges), *table.shape))
 
 
@@ -112,7 +114,9 @@ class Ising(_Lattice):
     Args:
         shape: The sides of the grid.
         coupling: The coupling :math:`K`, in nats: positive aligns neighbours.
-        field: The field :math:`h`, in nats, a number or one for each site; none if not given.
+        field: The field :math:`h`, in nats, a number, or one for each site, with shape
+            ``(*batch, *shape)``; none if not given. One that comes from data, such as an image to
+            restore, has a batch: each datum then has its own law.
         periodic: Whether opposite edges are joined (a torus).
 
     Raises:
@@ -138,11 +142,12 @@ class Ising(_Lattice):
         self.has_field = field is not None
         if self.has_field:
             size = torch.as_tensor(field).shape
-            if size not in (torch.Size(), self.event_shape):
+            if size and size[-len(self.dims) :] != self.event_shape:
                 raise ValueError(
                     f"field must be a number or have the shape {tuple(self.event_shape)} of the "
-                    f"grid, got {tuple(size)}"
+                    f"grid, with a batch in front or none, got {tuple(size)}"
                 )
+            self.batch_shape = size[: -len(self.dims)]
             self.constant("field", field)
 
     def _bond(self, x: Tensor, y: Tensor) -> Tensor:
@@ -200,7 +205,7 @@ class Ising(_Lattice):
                 return log_z_of_torus(coupling, height, width).to(self.coupling.dtype)
         local = self.field if self.has_field else torch.zeros_like(self.coupling)
         signs = torch.tensor([-1.0, 1.0]).to(self.coupling)
-        unary = local.expand(self.event_shape).unsqueeze(-1) * signs
+        unary = local.expand(self.batch_shape + self.event_shape).unsqueeze(-1) * signs
         return self._log_z_by_elimination(unary, self.coupling * torch.outer(signs, signs))
 
 
@@ -218,8 +223,8 @@ class Potts(_Lattice):
         shape: The sides of the grid.
         num_values: The number of values q.
         coupling: The coupling :math:`K`, in nats: positive makes neighbours equal.
-        field: The field :math:`h`, in nats, with shape ``(q,)`` or ``(*shape, q)``; none if not
-            given.
+        field: The field :math:`h`, in nats, with shape ``(q,)`` or ``(*batch, *shape, q)``; none
+            if not given. One that comes from data may have a batch, as that of :class:`Ising`.
         periodic: Whether opposite edges are joined (a torus).
 
     Raises:
@@ -248,11 +253,13 @@ class Potts(_Lattice):
         )
         self.has_field = field is not None
         if self.has_field:
-            if field.shape not in ((num_values,), (*self.event_shape, num_values)):
+            own = torch.Size((*self.event_shape, num_values))
+            if field.shape != (num_values,) and field.shape[-len(own) :] != own:
                 raise ValueError(
-                    f"field must have shape ({num_values},) or "
-                    f"{(*self.event_shape, num_values)}, got {tuple(field.shape)}"
+                    f"field must have shape ({num_values},) or {tuple(own)}, with a batch in "
+                    f"front or none, got {tuple(field.shape)}"
                 )
+            self.batch_shape = field.shape[: -len(own)]
             self.constant("field", field)
 
     def _bond(self, x: Tensor, y: Tensor) -> Tensor:
@@ -300,4 +307,5 @@ class Potts(_Lattice):
         like = self.coupling
         unary = self.field if self.has_field else like.new_zeros(self.num_values)
         table = self.coupling * torch.eye(self.num_values).to(like)
-        return self._log_z_by_elimination(unary.expand(*self.event_shape, self.num_values), table)
+        unary = unary.expand(*self.batch_shape, *self.event_shape, self.num_values)
+        return self._log_z_by_elimination(unary, table)
