@@ -27,7 +27,7 @@ def end_of_run(kernel, target, compile, num_steps=8):
     pyro.set_rng_seed(3)
     potential = Potential.of(target)
     state = kernel.init(potential, potential.initialize(16))
-    runner = Runner(kernel, potential, state, 1000, compile)
+    runner = Runner(kernel, potential, state, 200, compile)
     generator = torch.Generator().manual_seed(4)
     *_, (state, history) = runner.run(state, num_steps, generator)
     return state, history.info, runner.rung
