@@ -45,6 +45,7 @@ def add_arguments(parser):
     parser.add_argument("--rates", default="0.001,0.003", help="learning rates, with commas")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--objectives", default=",".join((*COMMON, *OTHERS)))
+    parser.add_argument("--libraries", default=",".join(LIBRARIES))
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds of one process")
 
 
@@ -54,7 +55,8 @@ def main(args):
     rows = state.kept("learning", about, lambda row: row["code"] == codes[row["library"]])
     for seed in range(args.seeds):
         for target in args.targets.split(","):
-            for library, (environment, module) in LIBRARIES.items():
+            for library in args.libraries.split(","):
+                environment, module = LIBRARIES[library]
                 if not process.exists(environment):
                     print(f"left out: {library} (`make bench-learning` installs it)")
                     continue
@@ -116,16 +118,22 @@ def grid(half_width):
 
 
 def judge(log_p, near, far):
-    """The divergence of truth from model on the near grid, and the mass that lies beyond it."""
+    """The divergence of truth from model, and the mass of the model beyond the near square.
+
+    The model is normalised on both squares: on the fine grid where the data lie, on the coarse one
+    around it.
+    """
     near, far = (torch.from_numpy(energy).double() for energy in (near, far))
     if not bool(near.isfinite().all() & far.isfinite().all()):
         return {"kl": None, "void": "not finite"}
-    area = (2 * NEAR / CELLS) ** 2
-    log_q = -near - ((-near).logsumexp(0) + math.log(area))
-    p = log_p.exp() * area
-    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum().item()
     beyond = grid(FAR).abs().amax(-1) > NEAR
-    outside = (-far).softmax(0)[beyond].sum().item()
+    area = (2 * NEAR / CELLS) ** 2
+    log_within = (-near).logsumexp(0) + math.log(area)
+    log_beyond = (-far[beyond]).logsumexp(0) + 2 * math.log(2 * FAR / CELLS)
+    log_z = torch.logaddexp(log_within, log_beyond)
+    p = log_p.exp() * area
+    kl = torch.where(p > 0, p * (log_p + near + log_z), 0.0).sum().item()
+    outside = (log_beyond - log_z).exp().item()
     return {"kl": kl, "outside": outside, "void": "left the square" if outside > LEFT else ""}
 
 
