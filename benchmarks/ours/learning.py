@@ -14,6 +14,9 @@ from benchmarks import learning_cell as cell
 from pyro_ebm import objectives as o
 from pyro_ebm.kernels import ULA
 
+RESTARTED = 0.2
+"""The share of moved chains that begin at data: what the guide advises for a short training."""
+
 
 class Flow(nn.Module):
     """Two spline couplings over a Gaussian that covers the data."""
@@ -62,8 +65,8 @@ def ula():
 
 
 def pcd():
-    how = {"reinit_prob": cell.RESTARTED, "reinit_from": "data"}
-    return o.PersistentCD(ula(), cell.CHAINS, cell.NUM_STEPS, **how)
+    how = {"reinit_prob": RESTARTED, "reinit_from": "data", "num_moved": cell.CHAINS}
+    return o.PersistentCD(ula(), cell.SLOTS, cell.NUM_STEPS, **how)
 
 
 OBJECTIVES = {
