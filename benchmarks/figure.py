@@ -130,7 +130,8 @@ def of_posteriordb(rows):
 
 
 def of_learning(table):
-    """A column for each target: ours filled, others hollow, crossed out where mass left."""
+    """A column for each target: ours filled, others hollow, crossed out where mass left; the
+    median over seeds, and a line from the least to the most."""
     names = [n for n in (*learning.COMMON, *learning.OTHERS) if any(n == key[0] for key in table)]
     figure, axes = plt.subplots(1, len(learning.TARGETS), figsize=(14, 4.5), sharey=True)
     for axis, target in zip(axes, learning.TARGETS, strict=True):
@@ -138,10 +139,12 @@ def of_learning(table):
             if target not in cells:
                 continue
             j = list(learning.LIBRARIES).index(library)
-            kl, left = cells[target]
-            style = {"color": "black", "marker": "x" if left else MARKERS[j], "linestyle": ""}
+            cell, y = cells[target], names.index(objective) + 0.2 * (j - 1)
+            style = {"color": "black", "marker": "x" if cell.left else MARKERS[j], "linestyle": ""}
             style["markerfacecolor"] = "black" if library == learning.OURS else "white"
-            axis.plot(kl, names.index(objective) + 0.2 * (j - 1), **style)
+            spread = [min(cell.by_seed.values()), max(cell.by_seed.values())]
+            axis.plot(spread, [y, y], color="black", linewidth=0.8)
+            axis.plot(cell.kl, y, markersize=4, **style)
         axis.set(xscale="log", title=target.replace("_", " "), xlabel="KL(truth || model), nats")
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(names)), names)

@@ -19,18 +19,19 @@ RESTARTED = 0.2
 
 
 class Flow(nn.Module):
-    """Two spline couplings over a Gaussian that covers the data."""
+    """Four affine couplings over a Gaussian that covers the data."""
 
     def __init__(self, data):
         super().__init__()
         self.register_buffer("scale", 1.5 * data.std(0))
-        self.first, self.second = transforms.spline_coupling(2), transforms.spline_coupling(2)
+        self.couplings = nn.ModuleList(transforms.affine_coupling(2, [32]) for _ in range(4))
         self.swap = transforms.Permute(torch.tensor([1, 0]))
 
     def forward(self):
         base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
         wide = transforms.AffineTransform(torch.zeros(2), self.scale, event_dim=1)
-        return dist.TransformedDistribution(base, [self.first, self.swap, self.second, wide])
+        steps = [step for coupling in self.couplings for step in (coupling, self.swap)]
+        return dist.TransformedDistribution(base, [*steps, wide])
 
 
 def plain(make):
