@@ -42,8 +42,8 @@ LEFT = 0.01
 
 def add_arguments(parser):
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--budget", type=float, default=1e7, help="gradients of the energy")
-    parser.add_argument("--rates", default="0.001,0.003", help="learning rates, with commas")
+    parser.add_argument("--budget", type=float, default=1e6, help="gradients of the energy")
+    parser.add_argument("--rates", default="0.003,0.01", help="learning rates, with commas")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--objectives", default=",".join((*COMMON, *OTHERS)))
     parser.add_argument("--libraries", default=",".join(LIBRARIES))
