@@ -63,7 +63,7 @@ bench: $(DEV) $(PEERS)  ## measure speed against the peers; leaves benchmarks/re
 
 bench-learning: $(DEV) .venv-peers/torch/.done  ## how well and how fast energies are learned
 	$(PY) -m benchmarks training --rounds $(SEEDS)
-	$(PY) -m benchmarks learning
+	$(PY) -m benchmarks learning --seeds $(SEEDS)
 	$(PY) -m benchmarks figure
 
 clean:  ## remove all that make has made, .venv included

@@ -8,6 +8,8 @@ from benchmarks.samplers import SAMPLERS
 
 MARKERS = "osD^v<>Pp*hX8d"
 LINES = ["-", "--", ":", "-."]
+MOST_NATS = 5.0
+"""Where the axis of divergences ends: what is beyond has not learned."""
 
 
 def add_arguments(parser):
@@ -130,19 +132,28 @@ def of_posteriordb(rows):
 
 
 def of_learning(table):
-    """A column for each target: ours filled, others hollow, crossed out where mass left."""
+    """A column for each target: ours filled, others hollow, crossed out where mass left; the
+    median over seeds, and a line from the least to the most."""
     names = [n for n in (*learning.COMMON, *learning.OTHERS) if any(n == key[0] for key in table)]
-    figure, axes = plt.subplots(1, len(learning.TARGETS), figsize=(14, 4.5), sharey=True)
+    size = {"figsize": (14, 5.5), "sharex": True, "sharey": True}
+    figure, axes = plt.subplots(1, len(learning.TARGETS), **size)
     for axis, target in zip(axes, learning.TARGETS, strict=True):
         for (objective, library), cells in table.items():
             if target not in cells:
                 continue
             j = list(learning.LIBRARIES).index(library)
-            kl, left = cells[target]
-            style = {"color": "black", "marker": "x" if left else MARKERS[j], "linestyle": ""}
+            cell, y = cells[target], names.index(objective) + 0.2 * (j - 1)
+            style = {"color": "black", "marker": MARKERS[j], "linestyle": "", "markersize": 4}
             style["markerfacecolor"] = "black" if library == learning.OURS else "white"
-            axis.plot(kl, names.index(objective) + 0.2 * (j - 1), **style)
-        axis.set(xscale="log", title=target.replace("_", " "), xlabel="KL(truth || model), nats")
+            kls = [min(kl, MOST_NATS) for kl in cell.by_seed.values()]
+            axis.plot([min(kls), max(kls)], [y, y], color="black", linewidth=0.8)
+            axis.plot(min(cell.kl, MOST_NATS), y, **style)
+            if cell.left:
+                axis.plot(min(cell.kl, MOST_NATS), y, color="black", marker="x", markersize=9)
+        axis.set(xscale="log", title=target.replace("_", " "))
+        axis.set_xticks([0.02, 0.1, 0.5, 2.0], ["0.02", "0.1", "0.5", "2"])
+        axis.minorticks_off()
+        axis.set_xlabel(f"KL(truth || model), nats\n({MOST_NATS:.0f} and more at the edge)")
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()

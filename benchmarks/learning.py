@@ -10,6 +10,7 @@ import math
 import statistics
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,10 +42,11 @@ LEFT = 0.01
 
 def add_arguments(parser):
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--budget", type=float, default=1e7, help="gradients of the energy")
-    parser.add_argument("--rates", default="0.001,0.003", help="learning rates, with commas")
+    parser.add_argument("--budget", type=float, default=1e6, help="gradients of the energy")
+    parser.add_argument("--rates", default="0.003,0.01", help="learning rates, with commas")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--objectives", default=",".join((*COMMON, *OTHERS)))
+    parser.add_argument("--libraries", default=",".join(LIBRARIES))
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds of one process")
 
 
@@ -54,7 +56,8 @@ def main(args):
     rows = state.kept("learning", about, lambda row: row["code"] == codes[row["library"]])
     for seed in range(args.seeds):
         for target in args.targets.split(","):
-            for library, (environment, module) in LIBRARIES.items():
+            for library in args.libraries.split(","):
+                environment, module = LIBRARIES[library]
                 if not process.exists(environment):
                     print(f"left out: {library} (`make bench-learning` installs it)")
                     continue
@@ -116,40 +119,83 @@ def grid(half_width):
 
 
 def judge(log_p, near, far):
-    """The divergence of truth from model on the near grid, and the mass that lies beyond it."""
+    """The divergence of truth from model, and the mass of the model beyond the near square.
+
+    The model is normalised on both squares: on the fine grid where the data lie, on the coarse one
+    around it.
+    """
     near, far = (torch.from_numpy(energy).double() for energy in (near, far))
     if not bool(near.isfinite().all() & far.isfinite().all()):
         return {"kl": None, "void": "not finite"}
-    area = (2 * NEAR / CELLS) ** 2
-    log_q = -near - ((-near).logsumexp(0) + math.log(area))
-    p = log_p.exp() * area
-    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum().item()
     beyond = grid(FAR).abs().amax(-1) > NEAR
-    outside = (-far).softmax(0)[beyond].sum().item()
+    area = (2 * NEAR / CELLS) ** 2
+    log_within = (-near).logsumexp(0) + math.log(area)
+    log_beyond = (-far[beyond]).logsumexp(0) + 2 * math.log(2 * FAR / CELLS)
+    log_z = torch.logaddexp(log_within, log_beyond)
+    p = log_p.exp() * area
+    kl = torch.where(p > 0, p * (log_p + near + log_z), 0.0).sum().item()
+    outside = (log_beyond - log_z).exp().item()
     return {"kl": kl, "outside": outside, "void": "left the square" if outside > LEFT else ""}
 
 
+class Cell(NamedTuple):
+    """One objective of one library on one density, at the better of the rates."""
+
+    by_seed: dict
+    """The divergence from the truth in nats, by seed."""
+    left: bool
+    """Whether mass left the square under any seed."""
+    rate: float
+
+    @property
+    def kl(self):
+        return statistics.median(self.by_seed.values())
+
+
+class Behind(NamedTuple):
+    """A cell of a peer whose median is lower than ours."""
+
+    library: str
+    objective: str
+    target: str
+    ours: float
+    theirs: float
+    difference: float
+    """Ours less theirs, the mean over seeds, each of which has its data, weights and batches."""
+    error: float
+    """The standard error of that over seeds; not a number with one."""
+
+    def __str__(self):
+        return (
+            f"{self.objective:5}{self.target.replace('_', ' '):17}{self.library:10}"
+            f"{self.ours:.3f} against {self.theirs:.3f}, by {self.difference:+.3f} "
+            f"+- {self.error:.3f}"
+        )
+
+
 def best(rows):
-    """Returns ``{(objective, library): {target: (KL, void)}}``: at each cell's best rate, the
-    median over seeds."""
-    cells = {}
+    """Returns ``{(objective, library): {target: cell}}``."""
+    found = {}
     for row in rows:
         if row.get("kl") is not None:
-            key = (row["objective"], row["library"], row["target"])
-            cells.setdefault(key, {}).setdefault(row["rate"], []).append(row)
-    found = {}
-    for (objective, library, target), by_rate in cells.items():
-        kls = {
-            rate: statistics.median(row["kl"] for row in same) for rate, same in by_rate.items()
-        }
-        rate = min(kls, key=kls.get)
-        left = any(row["void"] for row in by_rate[rate])
-        found.setdefault((objective, library), {})[target] = kls[rate], left
-    return found
+            rates = found.setdefault((row["objective"], row["library"]), {})
+            rates.setdefault(row["target"], {}).setdefault(row["rate"], []).append(row)
+    return {
+        key: {target: cell_of(by_rate) for target, by_rate in targets.items()}
+        for key, targets in found.items()
+    }
+
+
+def cell_of(by_rate):
+    cells = [
+        Cell({row["seed"]: row["kl"] for row in same}, any(row["void"] for row in same), rate)
+        for rate, same in by_rate.items()
+    ]
+    return min(cells, key=lambda cell: cell.kl)
 
 
 def report(rows):
-    print("\nKL(truth || model) in nats, at the best of the rates; * its mass left the square")
+    print("\nKL(truth || model) in nats, the median over seeds; * its mass left the square")
     print(f"  {'':19}{'':10}" + "".join(f"{target.replace('_', ' '):>17}" for target in TARGETS))
     found = best(rows)
     for objective in (*COMMON, *OTHERS):
@@ -158,23 +204,40 @@ def report(rows):
             if cells:
                 texts = [text_of(cells.get(target)) for target in TARGETS]
                 print(f"  {objective:19}{library:10}" + "".join(f"{t:>17}" for t in texts))
-    for line in behind(found):
-        print(line)
+    compared, lost = against(found)
+    print(f"ours <= theirs in {compared - len(lost)} of {compared} cells; elsewhere behind,")
+    print("by the mean difference over seeds and its standard error")
+    for cell in lost:
+        print(f"  {cell}")
     for row in rows:
         if "failed" in row:
             print(f"FAILED {row['library']}, {row['objective']}, {row['target']}: {row['failed']}")
     print(state.span([row | {"ours": row["library"] == OURS} for row in rows]))
 
 
-def behind(found):
-    """Says where a peer has the lower divergence."""
+def against(found):
+    """Returns how many cells of peers there are to compare with, and those that are lower."""
+    compared, lost = 0, []
     for (objective, library), cells in found.items():
-        ours = found.get((objective, OURS), {})
-        for target, (kl, _) in cells.items():
-            if target in ours and ours[target][0] > kl:
-                mine = ours[target][0]
-                yield f"behind {library}: {objective}, {target}: {mine:.4f} against {kl:.4f}"
+        ours = found.get((objective, OURS), {}) if library != OURS else {}
+        for target in ours.keys() & cells.keys():
+            compared += 1
+            if ours[target].kl > cells[target].kl:
+                gaps = differences(ours[target], cells[target])
+                medians = ours[target].kl, cells[target].kl
+                lost.append(Behind(library, objective, target, *medians, *gaps))
+    return compared, sorted(lost, key=lambda cell: (cell.objective, cell.library, cell.target))
+
+
+def differences(ours, theirs):
+    """Returns the mean over seeds of ours less theirs, and its standard error."""
+    seeds = ours.by_seed.keys() & theirs.by_seed.keys()
+    each = [ours.by_seed[seed] - theirs.by_seed[seed] for seed in seeds]
+    if not each:
+        return math.nan, math.nan
+    error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+    return statistics.mean(each), error
 
 
 def text_of(cell):
-    return "-" if cell is None else f"{cell[0]:.3f}{'*' if cell[1] else ''}"
+    return "-" if cell is None else f"{cell.kl:.3f}{'*' if cell.left else ''}"

@@ -1,5 +1,7 @@
 """Compiled chains walk as eager ones do, under the energy as it is now."""
 
+import math
+
 import pytest
 import torch
 from torch import nn, tensor
@@ -11,7 +13,10 @@ from pyro_ebm.objectives import ContrastiveDivergence, PersistentCD
 
 
 class Skewed(Energy):
-    """E(x) = a (x - loc)^2 / 2 + b softplus(scale x), with a scale that is a mere number."""
+    """E(x) = a (x - loc)^2 / 2 + b softplus(scale x) where x > -1, with a scale that is a number.
+
+    Beyond that wall it is infinite.
+    """
 
     def __init__(self):
         super().__init__((1,))
@@ -21,7 +26,8 @@ class Skewed(Energy):
     def forward(self, x):
         a, loc, b = self.weights
         bend = nn.functional.softplus(self.scale * x)
-        return (0.5 * a * (x - loc).square() + b * bend).squeeze(-1)
+        inside = 0.5 * a * (x - loc).square() + b * bend
+        return torch.where(x > -1, inside, math.inf).squeeze(-1)
 
 
 def train(objective, num_steps, changed=()):
@@ -33,7 +39,8 @@ def train(objective, num_steps, changed=()):
     energy = Skewed()
     x = torch.randn(40, 1).exp()
     optimizer = torch.optim.SGD(energy.parameters(), lr=0.3)
-    path = []
+    objective.noise["x"] = tensor([0.5]), tensor([0.3])
+    path, num_lost = [], 0
     step_size = objective.kernel.step_size
     for step in range(num_steps):
         objective.kernel.step_size = step_size / 3 if step > 1 else step_size
@@ -42,6 +49,8 @@ def train(objective, num_steps, changed=()):
         (-objective.surrogate(ebm.Boltzmann(energy), x).mean()).backward()
         path.append(torch.cat([energy.weights.grad, energy.weights.detach()]))
         optimizer.step()
+        num_lost += objective.last_info["x"].diverging.sum()
+    assert num_lost > 0  # steps into the wall are part of it
     return torch.stack(path)
 
 
@@ -50,9 +59,10 @@ def train(objective, num_steps, changed=()):
     "make",
     [
         lambda **how: PersistentCD(ULA(step_size=0.1), num_chains=7, num_steps=10, **how),
+        lambda **how: PersistentCD(ULA(step_size=0.1), num_chains=9, num_moved=7, **how),
         lambda **how: ContrastiveDivergence(MALA(step_size=0.5), num_steps=3, **how),
     ],
-    ids=["PCD", "CD"],
+    ids=["PCD", "PCD-1", "CD"],
 )
 def test_compiled_training_follows_the_eager_path(make):
     changed = (3, 4)

@@ -115,6 +115,21 @@ class Kernel(PyroFace):
     ) -> tuple[Tensor, ...]:
         """Draws all the randomness of one step, or of ``num_steps``, which come first in shape."""
 
+    def propose(self, state: State, noise: tuple[Tensor, ...]) -> Tensor | None:
+        """Says where a step leads, for a kernel that goes there wherever the potential is finite.
+
+        What is evaluated at the end of such a step serves the next one alone. A run that needs no
+        more than where chains end, and will evaluate them there for its own ends, can save that.
+
+        Args:
+            state: Where the chains are.
+            noise: What :meth:`noise` drew.
+
+        Returns:
+            Points ``z``, with shape ``(C, D)``; nothing where a step has to evaluate its end.
+        """
+        return None
+
     @abstractmethod
     def step(
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]

@@ -73,12 +73,15 @@ class ULA(Kernel):
     ) -> tuple[Tensor, ...]:
         return (normal_like(state.z, generator, *num_steps),)
 
+    def propose(self, state: State, noise: tuple[Tensor, ...]) -> Tensor:  # noqa: D102
+        (xi,) = noise
+        eta = state.step_size
+        return state.z - eta * state.grad + (2 * eta).sqrt() * xi
+
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]
     ) -> tuple[State, Info]:
-        (xi,) = noise
-        eta = state.step_size
-        y = state.z - eta * state.grad + (2 * eta).sqrt() * xi
+        y = self.propose(state, noise)
         value, grad = potential.value_and_grad(y)
         finite = value.isfinite() & grad.isfinite().all(-1)
         rows = finite.unsqueeze(-1)

@@ -12,6 +12,7 @@ __all__ = [
     "acceptance",
     "blocks",
     "metropolis",
+    "noises",
     "normal_like",
     "run",
     "seeded_generator",
@@ -103,6 +104,21 @@ def run(
             if adaptation is not None:
                 state = adaptation.update(state, info)
             yield state, info
+
+
+def noises(
+    kernel: Kernel, state: State, generator: torch.Generator, num_steps: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the noise of each step, drawn for many at once.
+
+    Args:
+        kernel: The transition.
+        state: A state of the chains.
+        generator: Where the noise comes from.
+        num_steps: The number of steps in all.
+    """
+    for length in blocks(state.z, num_steps):
+        yield from zip(*kernel.noise(state, generator, length), strict=True)
 
 
 def blocks(z: Tensor, num_steps: int) -> Iterator[int]:

@@ -1,11 +1,18 @@
-"""What the objectives that run chains have in common: noise, moves, and whose chains they are."""
+"""What the objectives that run chains have in common: noise, moves, and whose chains they are.
+
+A budget of training is one of gradients. A step of :class:`~pyro_ebm.kernels.ULA` needs the one
+where it begins, and what it asks of its end, that the energy be finite there, the loss finds out
+anyway: so k steps cost k gradients.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Contrastive", "OneChainEach", "Persistent", "constrained", "unconstrained_data"]
+__all__ = ["Contrastive", "End", "OneChainEach", "Persistent", "constrained", "unconstrained_data"]
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from pyro.infer import ELBO
@@ -15,12 +22,21 @@ from ..discrete import bijection_of, discrete_target
 from ..distributions import Boltzmann
 from ..energies.base import module_of, reference_tensor
 from ..kernels.base import Kernel
-from ..kernels.transition import Info, run, seeded_generator
+from ..kernels.transition import Info, noises, seeded_generator
 from ..potential import Potential
 from .base import CONTRASTIVE, Objective
 from .compiled import CompiledSteps
 from .compiled_gradient import CompiledGradient
 from .conditions import evaluate_each
+
+
+class End(NamedTuple):
+    """Where a run of chains ended, in unconstrained space."""
+
+    z: Tensor
+    """The chains, with shape ``(C, D)``."""
+    before: Tensor | None = None
+    """Where each was before the last step, if nothing has been evaluated at ``z`` yet."""
 
 
 class Contrastive(Objective):
@@ -60,9 +76,7 @@ class Contrastive(Objective):
             self._generators[device] = seeded_generator(device)
         return self._generators[device]
 
-    def move(
-        self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str
-    ) -> Tensor:
+    def move(self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str) -> End:
         """Moves the chains of a site by ``num_steps`` steps of the kernel.
 
         Args:
@@ -72,38 +86,83 @@ class Contrastive(Objective):
             name: The site.
 
         Returns:
-            Where they are then.
+            Where they are then, to be passed on to :meth:`settle`.
         """
-        generator = self.generator(z.device)
         if self.compile:
             walk = self._steps.find(boltzmann, batch_shape, z, name)
             if walk is not None:
-                z, self.last_info[name] = walk(z, generator)
-                return z
+                z, before, info = walk(z, self.generator(z.device))
+                if info is not None:
+                    self.last_info[name] = info
+                return End(z, before)
         potential = Potential.of_batch(boltzmann, batch_shape, z)
-        state = self.kernel.init(potential, z)
-        for moved, info in run(self.kernel, potential, state, self.num_steps, generator):
-            state, self.last_info[name] = moved, info
-        return state.z
+        return self.walk(potential, z, self.num_steps, name)
 
-    def evaluate(self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor) -> tuple[Tensor]:
+    def walk(self, potential: Potential, z: Tensor, num_steps: int, name: str) -> End:
+        """Moves chains eagerly.
+
+        Args:
+            potential: The target.
+            z: Where they begin, with shape ``(C, D)``.
+            num_steps: How many steps they make.
+            name: The site.
+
+        Returns:
+            Where they are then, to be passed on to :meth:`settle`.
+        """
+        state = self.kernel.init(potential, z)
+        drawn = noises(self.kernel, state, self.generator(z.device), num_steps)
+        for number, noise in enumerate(drawn, start=1):
+            ahead = self.kernel.propose(state, noise) if number == num_steps else None
+            if ahead is not None:
+                return End(ahead, state.z)
+            state, self.last_info[name] = self.kernel.step(potential, state, noise)
+        return End(state.z)
+
+    def evaluate(self, boltzmann: Boltzmann, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Sets data against chains.
 
         Args:
             boltzmann: The distribution.
             x: Data, with shape ``(*batch, *event)``.
-            x_neg: Where the chains are, with shape ``(*chains, *event)``.
+            z: Where the chains are, in unconstrained space, with shape ``(C, D)``.
 
         Returns:
-            The surrogate in nats, with shape ``(*batch,)``.
+            The surrogate in nats ``(*batch,)``, and the log density of each chain.
         """
         raise NotImplementedError
 
-    def contrast(self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor, name: str) -> Tensor:
-        """Does that, by native code where the steps are such."""
+    def against(
+        self, boltzmann: Boltzmann, x: Tensor, name: str
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Returns :meth:`evaluate` of given data, as native code where the steps are such."""
         if self.compile and not x.requires_grad and not self._steps.obstacle(boltzmann, name):
-            return self._compiled(boltzmann, x, x_neg, name=name)[0]
-        return self.evaluate(boltzmann, x, x_neg)[0]
+            return partial(self._compiled, boltzmann, x, name=name)
+        return partial(self.evaluate, boltzmann, x)
+
+    def settle(
+        self, end: End, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], name: str
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Evaluates chains where they end, and takes back steps to where that is not finite.
+
+        Args:
+            end: Where they end.
+            evaluate: From chains ``(C, D)`` to two tensors, the second of which is the log
+                density of each chain, in nats.
+            name: The site.
+
+        Returns:
+            Where they are now, and what was evaluated there.
+        """
+        found = evaluate(end.z)
+        if end.before is None:
+            return end.z, found
+        finite = found[1].detach().isfinite().reshape(-1)
+        self.last_info[name] = Info(diverging=~finite)
+        if bool(finite.all()):
+            return end.z, found
+        z = torch.where(finite.unsqueeze(-1), end.z, end.before)
+        return z, evaluate(z)
 
     def fresh(self, boltzmann: Boltzmann, z: Tensor, num_chains: int, name: str) -> Tensor:
         """Draws noise: with the mean and spread of the first data that the site had.
@@ -168,15 +227,16 @@ class OneChainEach(Contrastive):
         self.check(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
         start = self.start(boltzmann, unconstrained_data(boltzmann, x), name)
-        z = self.move(boltzmann, batch_shape, start, name)
-        x_neg = constrained(boltzmann, z).reshape(x.shape)
-        return self.contrast(boltzmann, x, x_neg, name)
+        end = self.move(boltzmann, batch_shape, start, name)
+        _, (surrogate, _) = self.settle(end, self.against(boltzmann, x, name), name)
+        return surrogate
 
     def evaluate(  # noqa: D102
-        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
-    ) -> tuple[Tensor]:
+        self, boltzmann: Boltzmann, x: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x_neg = constrained(boltzmann, z).reshape(x.shape)
         both = evaluate_each(Boltzmann.log_density, boltzmann, torch.stack([x, x_neg]))
-        return (both[0] - both[1],)
+        return both[0] - both[1], both[1]
 
 
 class Persistent(Contrastive):

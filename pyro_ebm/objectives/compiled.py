@@ -22,7 +22,7 @@ from ..kernels.base import Kernel
 from ..kernels.transition import Info, State, blocks
 from ..potential import Potential
 
-Walk = Callable[[Tensor, torch.Generator], tuple[Tensor, Info]]
+Walk = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor | None, Info | None]]
 
 MOST_VARIANTS = 4
 """How many different energies, shapes and settings are compiled before the rest runs eagerly."""
@@ -54,8 +54,9 @@ class CompiledSteps:
             name: The site.
 
         Returns:
-            What moves chains, given them and the source of the noise, and says what happened in
-            the last step; nothing where steps have to stay eager, and one warning says why.
+            What moves chains, given them and the source of the noise, and says where they were
+            before a last step that is still to be judged, or what happened in it; nothing where
+            steps have to stay eager, and one warning says why.
         """
         obstacle = self.obstacle(boltzmann, name)
         if obstacle:
@@ -100,33 +101,24 @@ class CompiledSteps:
 
         with torch.no_grad():
             said = [k for k, field in enumerate(step.fn(state, rows)[1]) if field is not None]
-
-        def block(carry: tuple, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
-            def after(state: State, row: tuple[Tensor, ...]) -> tuple[State, tuple]:
-                state, info = step.fn(state, row)
-                return state, tuple(info[k] for k in said)
-
-            def one_more(carry: tuple) -> tuple:
-                k, state, _ = carry
-                row = tuple(part.index_select(0, k[None]).squeeze(0) for part in noise)
-                return k + 1, *after(state, row)
-
-            z, step_size = carry
-            first = after(start.fn(z, step_size.squeeze(0)), tuple(part[0] for part in noise))
-            last = (torch.ones_like(z[0, 0], dtype=torch.long), *first)
-            _, state, info = loop(lambda carry: carry[0] < len(noise[0]), one_more, last)
-            return (state.z,), info
-
+            is_judged_later = kernel.propose(state, rows) is not None
+        if is_judged_later:
+            block = _up_to_the_last(kernel, start.fn, step.fn)
+        else:
+            block = _whole(start.fn, step.fn, said)
         # As 0-d, the compiler would follow the value of a double, and analyse all twice.
         native = compile_block(block, (z, step_size[None]), any_noise, step.size + start.size)
         if native.fn is None:
             return None
 
-        def walk(z: Tensor, generator: torch.Generator) -> tuple[Tensor, Info]:
+        def walk(z: Tensor, generator: torch.Generator) -> tuple:
             noise = [kernel.noise(state, generator, n) for n in blocks(z, num_steps)]
             carry = z, z.new_tensor([kernel.step_size])
-            (z,), fields = native.fn(carry, tuple(map(torch.cat, zip(*noise, strict=True))))
-            return z, Info(**{Info._fields[k]: v for k, v in zip(said, fields, strict=True)})
+            end, fields = native.fn(carry, tuple(map(torch.cat, zip(*noise, strict=True))))
+            if is_judged_later:
+                return *end, None
+            info = Info(**{Info._fields[k]: v for k, v in zip(said, fields, strict=True)})
+            return *end, None, info
 
         return walk
 
@@ -134,6 +126,46 @@ class CompiledSteps:
         if not self._warned:
             self._warned = True
             warnings.warn(f"these chains run eagerly, because {reason}", stacklevel=4)
+
+
+def _whole(start: Callable, step: Callable, said: list[int]) -> Callable:
+    """Makes a block of steps that says what happened in the last: the fields ``said`` of Info."""
+
+    def after(state: State, drawn: tuple[Tensor, ...]) -> tuple[State, tuple]:
+        state, info = step(state, drawn)
+        return state, tuple(info[k] for k in said)
+
+    def block(carry: tuple, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
+        z, step_size = carry
+        one = torch.ones_like(z[0, 0], dtype=torch.long)
+        _, state, info = loop(
+            lambda carry: carry[0] < len(noise[0]),
+            lambda carry: (carry[0] + 1, *after(carry[1], _row(noise, carry[0]))),
+            (one, *after(start(z, step_size.squeeze(0)), tuple(part[0] for part in noise))),
+        )
+        return (state.z,), info
+
+    return block
+
+
+def _up_to_the_last(kernel: Kernel, start: Callable, step: Callable) -> Callable:
+    """Makes a block of steps the last of which is only proposed, with where it would begin."""
+
+    def block(carry: tuple, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
+        z, step_size = carry
+        none = torch.zeros_like(z[0, 0], dtype=torch.long)
+        k, state = loop(
+            lambda carry: carry[0] + 1 < len(noise[0]),
+            lambda carry: (carry[0] + 1, step(carry[1], _row(noise, carry[0]))[0]),
+            (none, start(z, step_size.squeeze(0))),
+        )
+        return (kernel.propose(state, _row(noise, k)), state.z), ()
+
+    return block
+
+
+def _row(noise: tuple[Tensor, ...], k: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part.index_select(0, k[None]).squeeze(0) for part in noise)
 
 
 def law_of(boltzmann: Boltzmann) -> tuple:

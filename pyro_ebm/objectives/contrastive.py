@@ -137,11 +137,16 @@ class PersistentCD(Persistent):
 
     Each chain keeps its slot: it is moved and written back to where it came from. Unbiased in the
     limit of slow learning with an exact kernel; chains do not cross between well-separated modes,
-    and then the weights of the modes are not learned. With ``reinit_prob`` each chain is, before
-    each update, replaced with that probability by noise, a replay buffer in the sense of Du and
-    Mordatch, or by a datum of the batch. Noise, here and at the beginning, is Gaussian in
-    unconstrained space with the mean and spread of the first batch, or uniform over a discrete
-    support.
+    and then the weights of the modes are not learned. With ``reinit_prob`` each chain that is
+    moved is first, with that probability, replaced by noise or by a datum of the batch. Noise,
+    here and at the beginning, is Gaussian in unconstrained space with the mean and spread of the
+    first batch, or uniform over a discrete support.
+
+    With ``num_moved`` fewer chains than there are make an update: a random subset, drawn anew
+    each time, is moved and compared with the data, which is the replay buffer of Du and Mordatch.
+    An update costs as much as with so many chains, and the phases of successive updates are
+    nearly independent; but a chain waits for :math:`C / n` updates in the mean, and lags behind
+    an energy that learns fast.
 
     An evaluation without gradients (``SVI.evaluate_loss``) uses the chains as they are and leaves
     them there.
@@ -156,9 +161,10 @@ class PersistentCD(Persistent):
         kernel: A kernel without a target.
         num_chains: The number of chains C.
         num_steps: The number of steps k per update.
-        reinit_prob: The probability with which a chain begins anew, per update.
+        reinit_prob: The probability with which a chain begins anew, each time it is moved.
         elbo: The ELBO that takes care of the rest of a model.
         reinit_from: Where such a chain begins: "noise" or "data".
+        num_moved: The number of chains n that an update moves; all if none is given.
         compile: Whether the steps of the chains, and the gradient of data against chains, are
             compiled into native code, with the same noise and the same numbers to rounding. It
             takes most of a minute at the first update, and again where the number of chains, the
@@ -168,9 +174,10 @@ class PersistentCD(Persistent):
             or conditional does, with a warning.
 
     Raises:
-        ValueError: If a count is not positive, ``reinit_prob`` not in [0, 1] or ``reinit_from``
-            neither of the two; in use, if data are empty or not finite, if the energy breaks its
-            contract, or if one name is used for two energies.
+        ValueError: If a count is not positive, ``num_moved`` more than there are chains,
+            ``reinit_prob`` not in [0, 1] or ``reinit_from`` neither of the two; in use, if data
+            are empty or not finite, if the energy breaks its contract, or if one name is used for
+            two energies.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -193,45 +200,63 @@ class PersistentCD(Persistent):
         elbo: ELBO | None = None,
         *,
         reinit_from: str = "noise",
+        num_moved: int | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(kernel, num_chains, num_steps, elbo, compile)
+        if num_moved is not None and not 1 <= num_moved <= num_chains:
+            raise ValueError(
+                f"num_moved must be between 1 and num_chains={num_chains}, got {num_moved}"
+            )
         if reinit_from not in ("noise", "data"):
             raise ValueError(f'reinit_from must be "noise" or "data", got {reinit_from!r}')
         if not 0 <= reinit_prob <= 1:
             raise ValueError(f"reinit_prob must be between 0 and 1, got {reinit_prob}")
         self.reinit_prob = reinit_prob
         self.reinit_from = reinit_from
+        self.num_moved = num_moved
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)
         self.check_owner(boltzmann, name)
-        one = boltzmann.expand(())
         if name not in self.chains:
             data = unconstrained_data(boltzmann, x)
             self.chains[name] = self.fresh(boltzmann, data, self.num_chains, name)
         if torch.is_grad_enabled():
-            if self.reinit_prob:
-                self._reinitialize(boltzmann, unconstrained_data(boltzmann, x), name)
-            self.chains[name] = self.move(one, (self.num_chains,), self.chains[name], name)
-        x_neg = constrained(boltzmann, self.chains[name])
-        return self.contrast(boltzmann, x, x_neg, name)
+            return self._update(boltzmann, x, name)
+        return self.evaluate(boltzmann, x, self.chains[name])[0]
+
+    def _update(self, boltzmann: Boltzmann, x: Tensor, name: str) -> Tensor:
+        """Moves chains, all or some, and sets the data against them."""
+        chains, some = self.chains[name], None
+        if self.num_moved not in (None, len(chains)):
+            generator = self.generator(chains.device)
+            order = torch.randperm(len(chains), generator=generator, device=chains.device)
+            some = order[: self.num_moved]
+        z = chains if some is None else chains[some]
+        if self.reinit_prob:
+            z = self._begin_anew(boltzmann, z, unconstrained_data(boltzmann, x), name)
+        end = self.move(boltzmann.expand(()), (len(z),), z, name)
+        z, (surrogate, _) = self.settle(end, self.against(boltzmann, x, name), name)
+        self.chains[name] = z if some is None else chains.index_copy(0, some, z)
+        return surrogate
 
     def evaluate(  # noqa: D102
-        self, boltzmann: Boltzmann, x: Tensor, x_neg: Tensor
-    ) -> tuple[Tensor]:
+        self, boltzmann: Boltzmann, x: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x_neg = constrained(boltzmann, z)
         batch = x.shape[: x.dim() - len(boltzmann.event_shape)]
         one = boltzmann.expand(())
         is_one_law = isinstance(one.energy, nn.Module) and not isinstance(one.temperature, Tensor)
-        if not is_one_law or boltzmann.batch_shape not in (batch, ()):
-            return (boltzmann.log_density(x) - one.log_density(x_neg).mean(),)
-        # One pass, where the energy is one for both.
-        rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
-        of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
-        return (of_data.reshape(batch) - of_chains.mean(),)
+        if is_one_law and boltzmann.batch_shape in (batch, ()):
+            rows = torch.cat([x.reshape(-1, *boltzmann.event_shape), x_neg])
+            of_data, of_chains = one.log_density(rows).split([batch.numel(), len(x_neg)])
+            of_data = of_data.reshape(batch)
+        else:
+            of_data, of_chains = boltzmann.log_density(x), one.log_density(x_neg)
+        return of_data - of_chains.mean(), of_chains
 
-    def _reinitialize(self, boltzmann: Boltzmann, data: Tensor, name: str) -> None:
-        chains = self.chains[name]
+    def _begin_anew(self, boltzmann: Boltzmann, chains: Tensor, data: Tensor, name: str) -> Tensor:
         generator = self.generator(chains.device)
         u = chains.new_empty(len(chains)).uniform_(generator=generator)
         if self.reinit_from == "noise":
@@ -240,4 +265,4 @@ class PersistentCD(Persistent):
             rows = torch.empty_like(u, dtype=torch.long)
             begun = data[rows.random_(0, len(data), generator=generator)]
         anew = (u < self.reinit_prob).unsqueeze(-1)
-        self.chains[name] = torch.where(anew, begun, chains)
+        return torch.where(anew, begun, chains)

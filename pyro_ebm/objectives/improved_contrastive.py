@@ -11,9 +11,9 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..energies.base import module_of
 from ..kernels.langevin import ULA
-from ..kernels.transition import Info, normal_like, run
+from ..kernels.transition import Info, normal_like
 from ..potential import Potential, unconstrained_log_density
-from .chains import Contrastive, unconstrained_data
+from .chains import Contrastive, End, unconstrained_data
 
 
 class ImprovedCD(Contrastive):
@@ -83,8 +83,7 @@ class ImprovedCD(Contrastive):
         self._check_one_law(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
         potential = Potential.of_batch(boltzmann, batch_shape, x)
-        early = self._early_steps(potential, unconstrained_data(boltzmann, x))
-        z = self._last_step(boltzmann, potential, early)
+        z = self._last_step(boltzmann, potential, unconstrained_data(boltzmann, x), name)
         value, grad = potential.value_and_grad(z.detach())
         self.last_info[name] = Info(diverging=~value.isfinite())
         x_neg = potential.constrain(z.detach())["x"].reshape(x.shape)
@@ -94,20 +93,22 @@ class ImprovedCD(Contrastive):
         contrast = boltzmann.log_density(x) - boltzmann.log_density(x_neg)
         return contrast - self.kl_weight * divergence
 
-    def _early_steps(self, potential: Potential, z: Tensor) -> Tensor:
-        state = self.kernel.init(potential, z)
-        generator = self.generator(z.device)
-        for moved, _ in run(self.kernel, potential, state, self.num_steps - 1, generator):
-            state = moved
-        return state.z
+    def _last_step(
+        self, boltzmann: Boltzmann, potential: Potential, z: Tensor, name: str
+    ) -> Tensor:
+        """Makes the steps, and keeps how the last of them depends on the parameters."""
 
-    def _last_step(self, boltzmann: Boltzmann, potential: Potential, z: Tensor) -> Tensor:
-        """Makes the step whose dependence on the parameters is kept."""
-        eta = self.kernel.step_size
-        with torch.enable_grad():
+        def at(z: Tensor) -> tuple[Tensor, Tensor]:
             z = z.detach().requires_grad_()
             u = potential.unflatten(z)["x"]
-            log_density = unconstrained_log_density(boltzmann.expand(()), u)
+            return z, unconstrained_log_density(boltzmann.expand(()), u)
+
+        early = End(z)
+        if self.num_steps > 1:
+            early = self.walk(potential, z, self.num_steps - 1, name)
+        eta = self.kernel.step_size
+        with torch.enable_grad():
+            _, (z, log_density) = self.settle(early, at, name)
             (score,) = torch.autograd.grad(log_density.sum(), z, create_graph=True)
         noise = normal_like(z.detach(), self.generator(z.device))
         return z.detach() + eta * score + (2 * eta) ** 0.5 * noise
