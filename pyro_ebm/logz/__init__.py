@@ -4,6 +4,7 @@ from .annealing import ais
 from .automatic import estimate, evidence
 from .base import LogZ, Rungs
 from .bridge import bridge
+from .flow import flow
 from .held_out import held_out
 from .importance import importance
 from .integration import quadrature
@@ -21,6 +22,7 @@ __all__ = [
     "bridge",
     "estimate",
     "evidence",
+    "flow",
     "held_out",
     "importance",
     "plan",

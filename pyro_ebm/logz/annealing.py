@@ -145,6 +145,9 @@ class Direction(NamedTuple):
 def descend(made: Plan, betas: Tensor, num_chains: int, generator: torch.Generator) -> Direction:
     """Takes walkers from the target to the base.
 
+    They never come to where the energy is infinite: E[r] Z is the part of the base that is left,
+    which the scouts of the plan tell.
+
     Args:
         made: The plan.
         betas: The rungs, from 0 to 1.
@@ -157,9 +160,13 @@ def descend(made: Plan, betas: Tensor, num_chains: int, generator: torch.Generat
         walkers = draw_near(made, num_chains, generator)
     log_r, _ = anneal(made, walkers, betas.flip(0), generator)
     groups = log_mean_exp(log_r[-1].reshape(NUM_GROUPS, -1), 1)
+    groups = groups - math.log(made.covered)
+    unsure = math.sqrt((1 - made.covered) / (made.covered * made.scouts.shape[1]))
     bound, error = grouped(-groups)
     return Direction(
-        -log_mean_exp(groups).item(), relative_error(groups).item(), bound + 2 * error
+        -log_mean_exp(groups).item(),
+        math.hypot(relative_error(groups).item(), unsure),
+        bound + 2 * math.hypot(error, unsure),
     )
 
 

@@ -43,7 +43,7 @@ def estimate(target: Boltzmann | Plan) -> LogZ:
             :func:`~pyro_ebm.logz.plan` raises.
 
     Example:
-        >>> import pyro_ebm as ebm
+        >>> import torch, pyro_ebm as ebm
         >>> energy = ebm.energies.Gaussian(torch.zeros(2), 1.0)
         >>> print(estimate(ebm.Boltzmann(energy)))
         log Z = 1.838 ± 0.000 nats, in [1.838, 1.838], ESS inf
@@ -107,7 +107,7 @@ def evidence(
             depends on its latents.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> pyro.set_rng_seed(0)
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 2.0))

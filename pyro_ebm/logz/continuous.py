@@ -9,7 +9,7 @@ it covers what the draws do, somewhat more widely.
 
 from __future__ import annotations
 
-__all__ = ["ContinuousPath", "ContinuousWalkers"]
+__all__ = ["ContinuousPath", "ContinuousWalkers", "affine"]
 
 import math
 from collections.abc import Callable
@@ -71,7 +71,7 @@ class ContinuousPath(Path):
         base: The base, a normalised law of one point of ``boltzmann``, if not fitted.
 
     Raises:
-        ValueError: If ``draws`` are not finite.
+        ValueError: If fewer than two of ``draws`` are finite.
     """
 
     def __init__(
@@ -86,12 +86,13 @@ class ContinuousPath(Path):
         self.kernel = kernel
         self.boltzmann = boltzmann
         self.base = base
-        self.loc, self.tril = _affine(draws)
+        self.loc, self.tril = affine(draws, widened=True)
         self.log_volume = self.tril.diagonal().log().sum()
         self.exact = boltzmann is not None and _draws_exactly(boltzmann)
         self.step_size = kernel.step_size if kernel.adapt_step_size else None
         self.target_accept_prob = kernel.target_accept_prob
         self._graphs: dict[int, ValueAndGrad] = {}
+        self._traceable = True
         if base is not None:
             known = Boltzmann(
                 lambda x: -base.log_prob(x),
@@ -135,9 +136,10 @@ class ContinuousPath(Path):
         return ContinuousWalkers(z, value, grad, base_value, base_grad)
 
     def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        if len(u) not in self._graphs:
-            self._graphs[len(u)] = trace(self.potential.value_and_grad, (u,)).fn
-        return self._graphs[len(u)](u)
+        if len(u) not in self._graphs and self._traceable:
+            rung = trace(self.potential.value_and_grad, (u,))
+            self._graphs[len(u)], self._traceable = rung.fn, rung.name == "graph"
+        return self._graphs.get(len(u), self.potential.value_and_grad)(u)
 
     def move(  # noqa: D102
         self,
@@ -176,7 +178,7 @@ class ContinuousPath(Path):
             return self
         path = ContinuousPath(self.potential, self.kernel, self.points(walkers), self.boltzmann)
         path.num_gradients = self.num_gradients
-        path._graphs = self._graphs
+        path._graphs, path._traceable = self._graphs, self._traceable
         return path
 
 
@@ -211,8 +213,20 @@ class _Between:
         )
 
 
-def _affine(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of draws ``(n, D)`` and a root of their covariance, widened."""
+def affine(draws: Tensor, *, widened: bool) -> tuple[Tensor, Tensor]:
+    """The mean of draws and a root of their covariance.
+
+    Args:
+        draws: Points, with shape ``(n, D)``.
+        widened: Whether to make the root wider than the draws are.
+
+    Returns:
+        The mean ``(D,)`` and a lower triangular root ``(D, D)``; it is diagonal in more than 100
+        dimensions.
+
+    Raises:
+        ValueError: If fewer than two draws are finite.
+    """
     rows = draws.double()
     rows = rows[rows.isfinite().all(-1)]
     if len(rows) < 2:
@@ -222,7 +236,6 @@ def _affine(draws: Tensor) -> tuple[Tensor, Tensor]:
         )
     dim = rows.shape[-1]
     loc, scale = rows.mean(0), rows.std(0).clamp(min=1e-12)
-    width = min(WIDTH, math.exp(WIDTH_COST / math.sqrt(2 * dim / math.pi)))
     tril = scale.diag_embed()
     if dim <= FEW_DIMENSIONS:
         share = dim / (dim + len(rows))
@@ -232,7 +245,9 @@ def _affine(draws: Tensor) -> tuple[Tensor, Tensor]:
         root, failed = torch.linalg.cholesky_ex(correlation)
         if not failed:
             tril = scale.unsqueeze(-1) * root
-    return loc.to(draws), (width * tril).to(draws)
+    if widened:
+        tril = tril * min(WIDTH, math.exp(WIDTH_COST / math.sqrt(2 * dim / math.pi)))
+    return loc.to(draws), tril.to(draws)
 
 
 def _draws_exactly(boltzmann: Boltzmann) -> bool:

@@ -35,8 +35,8 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
         log_weights: The logs of at least 25 weights, with shape ``(n,)``.
 
     Returns:
-        The logs of the smoothed weights, in their places, and the shape k; infinite if the tail
-        cannot be fitted.
+        The logs of the smoothed weights, in their places, and the shape k: infinite if the tail
+        cannot be fitted, minus infinity if all of it is equal, as in a small discrete space.
 
     Example:
         >>> log_weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
@@ -48,6 +48,8 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
     num_tail = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
     ordered, order = log_weights.double().sort()
     most, cut = ordered[-1], ordered[-num_tail - 1]
+    if cut == most:
+        return log_weights.double(), -math.inf
     tail = (ordered[-num_tail:] - most).exp() - (cut - most).exp()
     if not bool(cut.isfinite() & (tail > 0).all()):
         return log_weights.double(), math.inf

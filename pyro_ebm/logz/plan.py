@@ -27,7 +27,6 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..kernels.acceleration import Runner
 from ..kernels.base import Kernel
-from ..kernels.chees import ChEES
 from ..kernels.hamiltonian import HMC
 from ..kernels.resampling import systematic
 from ..kernels.transition import seeded_generator
@@ -48,8 +47,8 @@ NUM_TRIES, FIRST_TRIES = 3, 10
 """How often the scouts move at a rung, and at the first."""
 GAIN = 1.5
 """By how much the log of the step size follows the acceptance."""
-NUM_CHAINS, WARMUP_STEPS, NUM_DRAWS = 32, 150, 50
-"""The run that looks for the target."""
+NUM_CHAINS, WARMUP_STEPS, NUM_DRAWS, NUM_LEAPFROGS = 32, 200, 60, 8
+"""The run that looks for the target: it is bounded, so that one that is not there is seen."""
 GROWING = 1.5
 """By how much the spread of chains that have settled cannot grow."""
 
@@ -66,6 +65,8 @@ class Plan(NamedTuple):
     """The step size that suits each, ``(K,)``."""
     scouts: Tensor
     """Where the scouts were at each, ``(K, n, *state)``."""
+    covered: float
+    """The part of the base where the energy is finite, by the scouts that set out there."""
 
     def rungs(self, num_rungs: int) -> Tensor:
         """Returns inverse temperatures from 0 to 1 at equal distances, ``(num_rungs + 1,)``."""
@@ -100,7 +101,7 @@ def plan(
 ) -> Plan:
     r"""Finds a base, a schedule and step sizes for a target; estimators take what it finds.
 
-    Without ``draws``, 32 chains of :class:`~pyro_ebm.kernels.ChEES` look for the target, in
+    Without ``draws``, 32 chains of :class:`~pyro_ebm.kernels.HMC` look for the target in
     unconstrained space, from uniform starts in a cube of side 4; what none of them finds, and the
     base does not cover, stays unseen by every estimator. The base is normal with their mean, and
     one and a half times their standard deviation (less in many dimensions).
@@ -194,7 +195,7 @@ def _check(
 
 def _search(potential: Potential, generator: torch.Generator) -> tuple[Tensor, int]:
     """Runs chains until they should be where the target is, and returns their draws."""
-    kernel = ChEES(metric_rank=None)
+    kernel = HMC(num_steps=NUM_LEAPFROGS, metric_rank=None)
     start = chains_innermost(potential.initialize(NUM_CHAINS))
     state = kernel.init(potential, start)
     runner = Runner(kernel, potential, state, WARMUP_STEPS + NUM_DRAWS, "auto")
@@ -246,13 +247,17 @@ def scout(path: Path, generator: torch.Generator) -> Plan:
             target.
     """
     walkers = path.draw_base(NUM_SCOUTS, generator)
+    covered = walkers.excess.isfinite().double().mean().item()
     step_size = walkers.z.new_tensor(path.step_size or 1.0, dtype=torch.float64)
     betas, lengths, points, steps = [0.0], [0.0], [walkers.z], []
     while betas[-1] < 1:
         if len(betas) > MAX_RUNGS:
+            grown = (walkers.z.double().std(0) / points[0].double().std(0)).max().item()
             raise ValueError(
-                f"{MAX_RUNGS} rungs lead from the base to beta = {betas[-1]:.2e} only: the base "
-                "is too far from the target; give a better base= or draws= to pyro_ebm.logz.plan"
+                f"{MAX_RUNGS} rungs from the base did not reach the target, but beta = "
+                f"{betas[-1]:.2e} (1 - beta = {1 - betas[-1]:.1e}), where walkers spread "
+                f"{grown:.1f} times as wide as the base: either the base is too far, then give a "
+                "better base= or draws= to pyro_ebm.logz.plan, or the energy is not normalisable"
             )
         gap, share = _next_gap(walkers.excess, 1 - betas[-1])
         betas.append(betas[-1] + gap if gap < 1 - betas[-1] else 1.0)
@@ -273,6 +278,7 @@ def scout(path: Path, generator: torch.Generator) -> Plan:
         torch.tensor(lengths, dtype=torch.float64, device=step_size.device),
         torch.stack([steps[0], *steps]),
         torch.stack(points),
+        covered,
     )
 
 

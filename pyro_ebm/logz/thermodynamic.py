@@ -78,9 +78,11 @@ def thermodynamic(
         >>> abs(z.value - 0.6799) < 4 * z.std_error, z.lower < 0.6799 < z.upper
         (True, True)
     """
+    _check(num_chains, num_steps, num_rungs)
     made = as_plan(target, kernel, base)
     num_rungs = 2 * num_levels(made) + 1 if num_rungs is None else num_rungs
-    ladder = _climbed(made, num_chains, num_steps, num_rungs)
+    generator = seeded_generator(made.scouts.device)
+    ladder = climb(made, num_chains, num_steps, num_rungs, generator)
     return integrated(ladder)._replace(num_gradients=made.path.num_gradients)
 
 
@@ -178,9 +180,11 @@ def stepping_stone(
         >>> abs(z.value - 0.6799) < 4 * z.std_error, z.lower < 0.6799 < z.upper
         (True, True)
     """
+    _check(num_chains, num_steps, num_rungs)
     made = as_plan(target, kernel, base)
     num_rungs = num_levels(made) if num_rungs is None else num_rungs
-    ladder = _climbed(made, num_chains, num_steps, num_rungs)
+    generator = seeded_generator(made.scouts.device)
+    ladder = climb(made, num_chains, num_steps, num_rungs, generator)
     return stepped(ladder)._replace(num_gradients=made.path.num_gradients)
 
 
@@ -210,13 +214,12 @@ def stepped(ladder: Ladder) -> LogZ:
     )
 
 
-def _climbed(made: Plan, num_chains: int, num_steps: int, num_rungs: int) -> Ladder:
-    if num_chains < 8 or num_steps < 10 or num_rungs < 3:
+def _check(num_chains: int, num_steps: int, num_rungs: int | None) -> None:
+    if num_chains < 8 or num_steps < 10 or (num_rungs is not None and num_rungs < 3):
         raise ValueError(
             "num_chains must be at least 8, num_steps 10 and num_rungs 3, got "
             f"{num_chains}, {num_steps} and {num_rungs}"
         )
-    return climb(made, num_chains, num_steps, num_rungs, seeded_generator(made.scouts.device))
 
 
 def _rungs(ladder: Ladder, steps: Tensor) -> Rungs:
