@@ -154,6 +154,22 @@ def test_weights_of_both_directions_are_unbiased_with_few_rungs():
     assert up[-1].mean() < truth < -down[-1].mean()
 
 
+def test_a_base_on_a_constrained_support_has_its_jacobian():
+    z = logz.smc(gamma()[0], base=dist.Exponential(0.4), num_particles=1024, reverse=False)
+    assert_close(z.value, -0.3, z.std_error)
+
+
+@pytest.mark.slow
+def test_a_learned_base_overlaps_where_a_normal_one_does_not():
+    energy = ENERGIES_EXACT["banana"]()
+    target, draws = Boltzmann(energy), energy.sample(4000)
+    law = logz.flow(target, draws)
+    plain_z = logz.importance(logz.plan(target, draws=draws), num_samples=4000)
+    z = logz.importance(logz.plan(target, draws=draws, base=law), num_samples=4000)
+    assert_close(z.value, energy.log_z(), z.std_error)
+    assert z.ess > 1.3 * plain_z.ess
+
+
 def test_warns_of_a_base_that_misses_a_mode():
     """The forward weights of the missed mode never turn up: they agree on half of Z."""
     target = Boltzmann(TwoModes(theta=-math.log(4.0)))
@@ -331,6 +347,9 @@ WRONG = {
         TARGET().expand([3])
     ),
     r"of one distribution, got batch_shape \(2,\)": lambda: logz.estimate(TARGET().expand([2])),
+    "draws must have shape .*, with 100 draws or more": lambda: logz.flow(
+        TARGET(), torch.zeros(20)
+    ),
     "base must be normalised": lambda: logz.ais(TARGET(), base=TARGET()),
     r"base must be over one point, with event_shape \(\)": lambda: logz.ais(
         TARGET(), base=dist.Normal(torch.zeros(2), 1.0)
@@ -341,6 +360,9 @@ WRONG = {
     ),
     r"x must have shape \(n, \*batch, \*event\)": lambda: logz.held_out(
         TARGET(), torch.zeros(5, 2), logz.quadrature(TARGET())
+    ),
+    "is discrete, and a path": lambda: logz.smc(
+        Boltzmann(lambda x: x, event_shape=(), support=constraints.boolean)
     ),
     "is discrete": lambda: logz.estimate(
         Boltzmann(

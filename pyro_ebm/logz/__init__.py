@@ -9,7 +9,7 @@ from .held_out import held_out
 from .importance import importance
 from .integration import quadrature
 from .path import Path
-from .plan import Plan, plan
+from .plan import Plan, plan, scout
 from .smc import smc
 from .thermodynamic import stepping_stone, thermodynamic
 
@@ -27,6 +27,7 @@ __all__ = [
     "importance",
     "plan",
     "quadrature",
+    "scout",
     "smc",
     "stepping_stone",
     "thermodynamic",

@@ -41,8 +41,12 @@ CONDITIONAL_ESS = 0.9
 """The part of them that a rung leaves effective."""
 MAX_RUNGS = 500
 """The number of rungs after which a target counts as out of reach."""
-LONG_PATH = 25
-"""The number of rungs above which the base is fitted once more, to where the scouts came."""
+FINE, FEWEST_FINE, MOST_FINE = 16, 16, 2000
+"""The rungs of walkers that are never resampled: times the length of the path squared, and the
+fewest and the most."""
+LONG_PATH, MAX_FITS, GAINED = 25, 4, 0.8
+"""The number of rungs above which the base is fitted once more, to where the scouts came; how
+often, at most; and the part of its length down to which that has to shorten the path to go on."""
 NUM_TRIES, FIRST_TRIES = 3, 10
 """How often the scouts move at a rung, and at the first."""
 GAIN = 1.5
@@ -70,10 +74,20 @@ class Plan(NamedTuple):
 
     def rungs(self, num_rungs: int) -> Tensor:
         """Returns inverse temperatures from 0 to 1 at equal distances, ``(num_rungs + 1,)``."""
-        places = torch.linspace(0, 1, num_rungs + 1, dtype=torch.float64) * self.lengths[-1]
+        places = self.lengths[-1] * torch.linspace(0, 1, num_rungs + 1).to(self.lengths)
         betas = _interpolated(places, self.lengths, self.betas)
         betas[0], betas[-1] = 0.0, 1.0
         return betas
+
+    @property
+    def num_fine(self) -> int:
+        r"""The rungs after which walkers that are never resampled still weigh about alike.
+
+        The variance of their log weights is about the square of the length over the number of
+        rungs.
+        """
+        wanted = math.ceil(FINE * self.lengths[-1].item() ** 2)
+        return min(max(wanted, FEWEST_FINE), MOST_FINE)
 
     def step_size(self, beta: Tensor) -> Tensor:
         """Returns the step size that suits inverse temperatures, in their shape."""
@@ -142,9 +156,15 @@ def plan(
     path = ContinuousPath(potential, kernel, z, boltzmann, base)
     path.num_gradients = num_gradients
     found = scout(path, generator)
-    if len(found.betas) > LONG_PATH and draws is None:
-        path = found.path.refitted(path.locate(found.scouts[-1]))
-        found = found if path is found.path else scout(path, generator)
+    gained = draws is None and len(found.betas) > LONG_PATH
+    for _ in range(MAX_FITS):
+        if not gained:
+            break
+        path = found.path.refitted(found.path.locate(found.scouts[-1]))
+        if path is found.path:
+            break
+        before, found = found, scout(path, generator)
+        gained = found.lengths[-1] < GAINED * before.lengths[-1]
     return found
 
 
@@ -175,10 +195,7 @@ def _check(
         if base is not None or draws is not None:
             raise ValueError("base and draws are of one point of a Boltzmann, not of a model")
         return
-    if boltzmann.batch_shape:
-        raise ValueError(
-            f"log Z is of one distribution, got batch_shape {tuple(boltzmann.batch_shape)}"
-        )
+    _check_distribution(boltzmann)
     if isinstance(base, Boltzmann) and not base.is_normalized:
         raise ValueError("base must be normalised: give the Boltzmann its log_z")
     if base is not None and (base.batch_shape or base.event_shape != boltzmann.event_shape):
@@ -190,6 +207,18 @@ def _check(
         raise ValueError(
             f"draws must have shape (n, *event) with event {tuple(boltzmann.event_shape)}, got "
             f"{tuple(draws.shape)}"
+        )
+
+
+def _check_distribution(boltzmann: Boltzmann) -> None:
+    if boltzmann.support.is_discrete:
+        raise ValueError(
+            f"support {boltzmann.support} is discrete, and a path from a normal is not: give "
+            "estimators a plan that pyro_ebm.logz.scout makes of a discrete path"
+        )
+    if boltzmann.batch_shape:
+        raise ValueError(
+            f"log Z is of one distribution, got batch_shape {tuple(boltzmann.batch_shape)}"
         )
 
 
@@ -245,6 +274,13 @@ def scout(path: Path, generator: torch.Generator) -> Plan:
     Raises:
         ValueError: If the energy is finite at no draw of the base, or 500 rungs do not reach the
             target.
+
+    Example:
+        >>> import pyro_ebm as ebm
+        >>> wide = plan(ebm.Boltzmann(ebm.energies.DoubleWell(beta=1.0)))
+        >>> again = scout(wide.path, torch.Generator().manual_seed(0))
+        >>> again.betas[0].item(), again.betas[-1].item()
+        (0.0, 1.0)
     """
     walkers = path.draw_base(NUM_SCOUTS, generator)
     covered = walkers.excess.isfinite().double().mean().item()

@@ -23,9 +23,8 @@ from .plan import Plan, as_plan
 
 RESAMPLE = 0.5
 """The effective share below which an island is resampled."""
-NUM_REVERSE, FINER, MIN_RUNGS = 128, 4, 32
-"""The walkers from the target, how many times more rungs they have, and how many at least: they
-are never resampled."""
+NUM_REVERSE = 128
+"""The walkers from the target, which are never resampled."""
 
 
 def smc(
@@ -60,8 +59,7 @@ def smc(
         kernel: What moves the particles: see :func:`~pyro_ebm.logz.plan`.
         base: The base, if it is not to be fitted.
         reverse: Whether 128 walkers go from the target to the base too, by annealed importance
-            sampling on four times as many rungs; without them there is no upper bound, and no
-            warning.
+            sampling; without them there is no upper bound, and no warning.
 
     Returns:
         The estimate. ``lower`` is the mean of :math:`\log \hat Z` over islands, less two standard
@@ -105,8 +103,7 @@ def smc(
     up = found.direction()
     upper = math.inf
     if reverse:
-        finer = made.rungs(max(MIN_RUNGS, FINER * (len(betas) - 1)))
-        down = descend(made, finer, NUM_REVERSE, generator)
+        down = descend(made, made.rungs(made.num_fine), NUM_REVERSE, generator)
         upper = down.bound
         check_closed(up, down)
     return LogZ(
