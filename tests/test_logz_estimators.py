@@ -18,8 +18,10 @@ from pyro_ebm.energies import DoubleWell, Gaussian, TwoModes
 from pyro_ebm.kernels import HMC, MALA, NUTS, ULA, RandomWalk
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.logz.annealing import anneal
+from pyro_ebm.logz.ladder import Ladder
 from pyro_ebm.logz.path import Path, Walkers
 from pyro_ebm.logz.plan import scout
+from pyro_ebm.logz.thermodynamic import integrated, stepped
 
 SCALE, RATE, SHAPE = 0.7, 1.3, 2.2
 
@@ -116,6 +118,54 @@ def test_tunes_the_step_size_of_each_rung():
         assert_close(part.mean(), made.path.target_accept_prob, 0.01 + part.std() / 30**0.5)
 
 
+@pytest.mark.parametrize("kernel", [MALA, HMC, NUTS])
+def test_walkers_keep_the_energies_of_where_they_are(kernel):
+    target, draws = EXACT["banana"](), ENERGIES_EXACT["banana"]().sample(500)
+    base = dist.Normal(0.5, 2.0).expand([2]).to_event(1)
+    path = logz.plan(target, draws=draws, base=base, kernel=kernel()).path
+    generator = seeded_generator(torch.device("cpu"))
+    start = path.draw_base(200, generator)
+    beta, step_size = torch.rand(200), 0.2 + torch.rand(200)
+    moved, accept_prob = path.move(start, beta, step_size, 3, generator)
+    for name, kept, fresh in zip(moved._fields, moved, path.locate(moved.z), strict=True):
+        torch.testing.assert_close(kept, fresh, msg=name)
+    stayed = (moved.z == start.z).all(-1)
+    assert 0 <= accept_prob.min() < accept_prob.max() <= 1
+    assert 0 < stayed.sum() < 200 or kernel is NUTS
+
+
+def test_gradients_are_those_of_the_energies_along_the_coordinates():
+    path = logz.plan(
+        EXACT["banana"](),
+        draws=ENERGIES_EXACT["banana"]().sample(500),
+        base=dist.Normal(0.5, 2.0).expand([2]).to_event(1),
+    ).path
+    z, step = torch.randn(4, 2), 1e-5
+    here = path.locate(z)
+    for i, unit in enumerate(torch.eye(2)):
+        up, down = path.locate(z + step * unit), path.locate(z - step * unit)
+        for rise, grad in (
+            (up.value - down.value, here.grad),
+            (up.base_value - down.base_value, here.base_grad),
+        ):
+            torch.testing.assert_close(rise / (2 * step), grad[:, i], rtol=1e-6, atol=1e-6)
+
+
+def test_thermodynamic_rule_is_right_to_fourth_order():
+    """Exact draws at the rungs from N(0, 1) to N(0, 1/4), of which there are few."""
+    betas = torch.linspace(0, 1, 6) ** 1.5
+    x = torch.randn(4000, 64, 6) / (1 + 3 * betas).sqrt()
+    ladder = Ladder(
+        betas, 1.5 * x.square() - 0.5 * math.log(2 * math.pi), x[..., -1], betas, betas
+    )
+    truth = 0.5 * math.log(2 * math.pi) - math.log(2)
+    for rule in (integrated, stepped):
+        z = rule(ladder)
+        assert_close(z.value, truth, z.std_error)
+        assert z.std_error < 0.003
+        assert z.lower < truth < z.upper
+
+
 def narrow():
     """Far from a base that is given and wide: walkers have to be resampled on the way."""
     return plain(Gaussian(tensor([3.0, -2.0]), tensor([30.0, 50.0])))
@@ -207,7 +257,9 @@ def test_an_infinite_energy_loses_its_walkers_and_no_more():
         return torch.where(x > 0, x.square(), torch.inf)
 
     z = logz.smc(Boltzmann(walled, event_shape=()), base=dist.Normal(0.5, 1.0))
-    assert_close(z.value, 0.5 * math.log(math.pi / 4), z.std_error)
+    truth = 0.5 * math.log(math.pi / 4)
+    assert_close(z.value, truth, z.std_error)
+    assert z.lower < truth < z.upper < truth + 0.3
 
 
 class Spins(Path):

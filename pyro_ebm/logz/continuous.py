@@ -95,7 +95,7 @@ class ContinuousPath(Path):
         self._traceable = True
         if base is not None:
             known = Boltzmann(
-                lambda x: -base.log_prob(x),
+                _guarded(base),
                 event_shape=boltzmann.event_shape,
                 support=boltzmann.support,
             )
@@ -211,6 +211,18 @@ class _Between:
                 for new, old in zip(self.seen, self.walkers, strict=True)
             )
         )
+
+
+def _guarded(law: dist.TorchDistribution) -> Callable[[Tensor], Tensor]:
+    """Minus the log density of a law, infinite where it has none, in place of an error."""
+    anchor = law.sample()
+
+    def energy(x: Tensor) -> Tensor:
+        inside = law.support.check(x)
+        rows = inside.reshape(*inside.shape, *(1,) * (x.dim() - inside.dim()))
+        return torch.where(inside, -law.log_prob(torch.where(rows, x, anchor)), math.inf)
+
+    return energy
 
 
 def affine(draws: Tensor, *, widened: bool) -> tuple[Tensor, Tensor]:
