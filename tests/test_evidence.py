@@ -112,5 +112,6 @@ def test_of_posteriors_with_every_estimator(name, estimator):
 @pytest.mark.slow
 def test_of_a_mixture():
     assert_evidence(
-        "low_dim_gauss_mix", functools.partial(logz.smc, num_particles=512, reverse=False)
+        "low_dim_gauss_mix",
+        functools.partial(logz.smc, num_particles=512, num_islands=16, reverse=False),
     )

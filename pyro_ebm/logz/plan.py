@@ -44,7 +44,7 @@ MAX_RUNGS = 500
 FINE, FEWEST_FINE, MOST_FINE = 16, 16, 2000
 """The rungs of walkers that are never resampled: times the length of the path squared, and the
 fewest and the most."""
-LONG_PATH, MAX_FITS, GAINED = 25, 4, 0.8
+LONG_PATH, MAX_FITS, GAINED = 12, 4, 0.8
 """The number of rungs above which the base is fitted once more, to where the scouts came; how
 often, at most; and the part of its length down to which that has to shorten the path to go on."""
 NUM_TRIES, FIRST_TRIES = 3, 10
@@ -53,6 +53,9 @@ GAIN = 1.5
 """By how much the log of the step size follows the acceptance."""
 NUM_CHAINS, WARMUP_STEPS, NUM_DRAWS, NUM_LEAPFROGS = 32, 200, 60, 8
 """The run that looks for the target: it is bounded, so that one that is not there is seen."""
+STUCK, STUCK_PER_DIM = 10.0, 5.0
+"""Chains of which U is so many nats above the lowest, and so many more for each dimension, are
+held up where the target has next to no mass: the base is not fitted to them."""
 GROWING = 1.5
 """By how much the spread of chains that have settled cannot grow."""
 
@@ -229,7 +232,7 @@ def _search(potential: Potential, generator: torch.Generator) -> tuple[Tensor, i
     state = kernel.init(potential, start)
     runner = Runner(kernel, potential, state, WARMUP_STEPS + NUM_DRAWS, "auto")
     num_gradients = torch.zeros((), dtype=torch.float64, device=start.device)
-    kept = []
+    kept, values = [], []
     tuning = kernel.adaptation(WARMUP_STEPS)
     for now, history in runner.run(state, WARMUP_STEPS, generator, tuning):
         state = now
@@ -237,8 +240,11 @@ def _search(potential: Potential, generator: torch.Generator) -> tuple[Tensor, i
     for _, history in runner.run(state, NUM_DRAWS, generator):
         num_gradients += history.info.num_steps.sum()
         kept.append(history.z)
-    z = torch.cat(kept)
+        values.append(history.potential)
+    z, height = torch.cat(kept), torch.cat(values).double().mean(0)
     _check_settled(z)
+    here = ~(height > height.nan_to_num(nan=math.inf).min() + STUCK + STUCK_PER_DIM * z.shape[-1])
+    z = z[:, here]
     return z.flatten(0, 1), int(num_gradients)
 
 
