@@ -8,7 +8,15 @@ when a figure is drawn.
 
 from __future__ import annotations
 
-__all__ = ["histograms", "landscape", "sample_grids", "traces", "training", "training_curves"]
+__all__ = [
+    "histograms",
+    "landscape",
+    "rungs",
+    "sample_grids",
+    "traces",
+    "training",
+    "training_curves",
+]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -255,6 +263,39 @@ def traces(draws: Mapping[str, Tensor], num_chains: int = 4) -> Figure:
             ax.plot(chain.tolist(), color=colour, linestyle=dash, linewidth=0.8)
         ax.set_ylabel(name)
     axes[len(draws) - 1].set_xlabel(f"draw (the first {min(num_chains, len(values))} chains)")
+    return figure
+
+
+OF_RUNGS = {
+    "log_z": "log Z at beta (nats)",
+    "ess": "effective part of walkers",
+    "accept_prob": "acceptance",
+}
+"""What is known of a rung, and how its axis is labelled."""
+
+
+def rungs(path: Mapping[str, Tensor]) -> Figure:
+    """Draws how an estimator of log Z fared along its path from the base to the target.
+
+    Where walkers are lost, the effective part falls: there more rungs are needed.
+
+    Args:
+        path: The inverse temperatures ``beta (K,)``, and at each the ``log_z`` in nats, the
+            effective part ``ess`` and the acceptance ``accept_prob``.
+
+    Example:
+        >>> beta = torch.linspace(0, 1, 5)
+        >>> figure = rungs({"beta": beta, "log_z": beta, "ess": 1 - beta, "accept_prob": beta})
+        >>> [ax.get_ylabel() for ax in figure.get_axes()][1:]
+        ['effective part of walkers', 'acceptance']
+    """
+    figure, axes = _panels(len(OF_RUNGS), width=3.2, height=2.2)
+    for ax, (name, label) in zip(axes, OF_RUNGS.items(), strict=True):
+        values = path[name].tolist()
+        ax.plot(path["beta"].tolist(), values, color="black", marker=".", linewidth=0.8)
+        ax.set(xlabel="beta", ylabel=label)
+        if name != "log_z":
+            ax.set_ylim(0, 1.05)
     return figure
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn, tensor
 from torch.distributions import constraints
 
-from pyro_ebm import kernels
+from pyro_ebm import kernels, logz
 from pyro_ebm.energies import (
     DBM,
     MLP,
@@ -239,3 +239,13 @@ SKEWED_BY_KERNEL = [
 
 FAR_SIGHTED = [name for name in METROPOLISED if name != "RandomWalk"]
 """Those that a gradient pulls in from 2,000 standard deviations away within 600 steps."""
+
+ESTIMATORS = {
+    "ais": logz.ais,
+    "smc": logz.smc,
+    "thermodynamic": logz.thermodynamic,
+    "stepping_stone": logz.stepping_stone,
+    "bridge": logz.bridge,
+    "importance": logz.importance,
+}
+"""Estimators of log Z that take a plan, with what suits them by default."""

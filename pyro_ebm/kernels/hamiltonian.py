@@ -77,7 +77,7 @@ class HMC(Kernel):
         jitter: float = 0.5,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
         if num_steps < 1:

@@ -1,6 +1,34 @@
 """Log Z with an error bar."""
 
-from .base import LogZ
+from .annealing import ais
+from .automatic import estimate, evidence
+from .base import LogZ, Rungs
+from .bridge import bridge
+from .flow import flow
+from .held_out import held_out
+from .importance import importance
 from .integration import quadrature
+from .path import Path
+from .plan import Plan, plan, scout
+from .smc import smc
+from .thermodynamic import stepping_stone, thermodynamic
 
-__all__ = ["LogZ", "quadrature"]
+__all__ = [
+    "LogZ",
+    "Path",
+    "Plan",
+    "Rungs",
+    "ais",
+    "bridge",
+    "estimate",
+    "evidence",
+    "flow",
+    "held_out",
+    "importance",
+    "plan",
+    "quadrature",
+    "scout",
+    "smc",
+    "stepping_stone",
+    "thermodynamic",
+]

@@ -53,5 +53,10 @@ def quadrature(boltzmann: Boltzmann, *, half_width: float = 50.0, tol: float = 1
     with torch.no_grad():
         value = log_z_of_grid(boltzmann, grid).item()
     return LogZ(
-        value, change, float(grid.num_points ** len(grid.low)), value - change, value + change
+        value,
+        change,
+        float(grid.num_points ** len(grid.low)),
+        value - change,
+        value + change,
+        "quadrature",
     )

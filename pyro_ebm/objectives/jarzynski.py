@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from ..kernels.langevin import ULA
+from ..kernels.resampling import systematic
 from ..kernels.transition import Info, State, normal_like
 from ..potential import Potential
 from .base import LIKELIHOOD
@@ -180,7 +181,7 @@ class Jarzynski(Persistent):
         self.ess[name] = 1 / weights.square().sum().item()
         if self.ess[name] < self.ess_threshold * self.num_chains:
             self._offsets[name] = self.log_z[name]
-            kept = _systematic(weights, self.generator(state.z.device))
+            kept = systematic(weights, self.generator(state.z.device))
             state = state._replace(
                 z=state.z[kept], potential=state.potential[kept], grad=state.grad[kept]
             )
@@ -205,11 +206,3 @@ def _log_mean_exp(log_weights: Tensor, name: str) -> float:
             "may not be normalisable, or step_size be too large for it"
         )
     return value
-
-
-def _systematic(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws as many rows as there are weights, each in proportion, with one uniform for all."""
-    n = len(weights)
-    u = weights.new_empty(1).uniform_(generator=generator)
-    places = (torch.arange(n, device=weights.device) + u) / n
-    return torch.searchsorted(weights.cumsum(0), places).clamp(max=n - 1)
