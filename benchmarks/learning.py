@@ -239,7 +239,7 @@ def differences(ours, theirs):
 
 
 def overall(found):
-    """Returns ``{(objective, library): (mean log ratio, standard error)}`` of ours to each peer."""
+    """Returns ``{(objective, library): (mean, error)}`` of the log ratios of ours to theirs."""
     ratios = {}
     for (objective, library), cells in found.items():
         ours = found.get((objective, OURS), {}) if library != OURS else {}
