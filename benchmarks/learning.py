@@ -209,6 +209,9 @@ def report(rows):
     print("by the mean difference over seeds and its standard error")
     for cell in lost:
         print(f"  {cell}")
+    print("over all densities and seeds, the mean logarithm of ours / theirs")
+    for (objective, library), (mean, error) in overall(found).items():
+        print(f"  {objective:5}{library:10}{mean:+.3f} +- {error:.3f}")
     for row in rows:
         if "failed" in row:
             print(f"FAILED {row['library']}, {row['objective']}, {row['target']}: {row['failed']}")
@@ -232,7 +235,25 @@ def against(found):
 def differences(ours, theirs):
     """Returns the mean over seeds of ours less theirs, and its standard error."""
     seeds = ours.by_seed.keys() & theirs.by_seed.keys()
-    each = [ours.by_seed[seed] - theirs.by_seed[seed] for seed in seeds]
+    return mean_of([ours.by_seed[seed] - theirs.by_seed[seed] for seed in seeds])
+
+
+def overall(found):
+    """Returns ``{(objective, library): (mean, error)}`` of the log ratios of ours to theirs."""
+    ratios = {}
+    for (objective, library), cells in found.items():
+        ours = found.get((objective, OURS), {}) if library != OURS else {}
+        ratios[objective, library] = [
+            math.log(ours[target].by_seed[seed] / kl)
+            for target in ours.keys() & cells.keys()
+            for seed, kl in cells[target].by_seed.items()
+            if seed in ours[target].by_seed
+        ]
+    return {key: mean_of(each) for key, each in ratios.items() if each}
+
+
+def mean_of(each):
+    """Returns the mean and its standard error; not a number where there are too few."""
     if not each:
         return math.nan, math.nan
     error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan
