@@ -16,7 +16,7 @@ LAYERS = [
     {"distributions"},
     {"potential", "discrete", "latents", "engine", "native", "rewriting", "batching", "summation"},
     {"kernels"},
-    {"mcmc", "draws", "objectives", "logz", "export"},
+    {"mcmc", "draws", "objectives", "logz", "export", "map_estimate", "cut"},
     {"zoo"},
     {"compare", "report", "scorecard"},
 ]
