@@ -69,7 +69,7 @@ CUTS = {
     "graph": lambda: IsingGraph(random_graph(12), 0.3, torch.randn(12)),
     "turned_graph": turned_graph,
     "no_edges": lambda: IsingGraph(torch.zeros(0, 2, dtype=torch.long), 1.0, torch.randn(5)),
-    "potts": lambda: Potts((3, 4), 2, 0.8, torch.randn(3, 4, 2)),
+    "potts": lambda: Potts((3, 4), 2, 0.7, 1.5 * torch.randn(3, 4, 2)),
     "labels": labels,
     "one_table": lambda: MarkovRandomField(
         torch.randn(2, 12, 2), random_graph(12), tensor([[0.9, 0.1], [0.1, 0.3]])
