@@ -77,10 +77,12 @@ def restore(name, posterior, clean, noisy):
     for reading in noisy:
         p = ebm.Boltzmann(posterior(reading))
         exact = ebm.map_estimate(p)
-        annealed = ebm.map_estimate(p, "annealing", num_starts=16, num_sweeps=400)
+        annealed = ebm.map_estimate(p, "annealing", num_sweeps=400)
         assert exact.exact
         excess.append((annealed.energy - exact.energy).item())
-        mcmc = ebm.MCMC(ebm.kernels.Gibbs(p), NUM_SAMPLES, 50, NUM_CHAINS, disable_progbar=True)
+        mcmc = ebm.MCMC(
+            ebm.kernels.Gibbs(p), NUM_SAMPLES, 50, NUM_CHAINS, compile=False, disable_progbar=True
+        )
         mcmc.run()
         mean = mcmc.get_samples()["x"].mean(0)
         found = (exact.x, annealed.x, torch.where(mean > 0, 1.0, -1.0))
@@ -109,7 +111,7 @@ chosen = torch.randperm(len(digits.test))[:NUM_IMAGES]
 clean = binary(digits.test[chosen], 4)
 smooth = Ising((32, 32), Parameter(torch.tensor(0.5)), Parameter(torch.tensor(0.0)), False)
 learn(smooth, binary(digits.train, 4), lr=0.02)
-print(f"coupling {smooth.coupling:.3f}, field {smooth.field:.3f}")
+print(f"coupling {smooth.coupling.item():.3f}, field {smooth.field.item():.3f}")
 
 
 def large_posterior(reading):

@@ -72,8 +72,9 @@ def map_estimate(
       others, until none would move. The point is the lowest among those that differ in one site;
     - ``"annealing"``, which ``"auto"`` takes where nothing exact serves: ``num_sweeps`` Gibbs
       sweeps at a temperature that falls by a constant factor, from ten times what the change of a
-      site costs on average to a twentieth of it, and then ICM. **It may miss the lowest point**;
-      starts that agree on an energy are a sign of success, no proof.
+      site costs on average to a twentieth of it, and then ICM. As it falls, chains are drawn anew
+      by the weights of the new temperature, so that low ones multiply and high ones end. **It may
+      miss the lowest point**; runs that agree on an energy are a sign of success, no proof.
 
     An energy that does not know its conditionals is moved site by site, at an evaluation for each
     other value.
@@ -81,6 +82,8 @@ def map_estimate(
     References:
         | Optimization by simulated annealing (Kirkpatrick, Gelatt and Vecchi, 1983),
         | https://doi.org/10.1126/science.220.4598.671
+        | Population annealing with weighted averages (Machta, 2010),
+        | https://doi.org/10.1103/PhysRevE.82.026704
         | On the statistical analysis of dirty pictures (Besag, 1986),
         | https://doi.org/10.1111/j.2517-6161.1986.tb01412.x
 
@@ -189,8 +192,8 @@ def _search(boltzmann: Boltzmann, icm: bool, num_starts: int, num_sweeps: int) -
     if not icm:
         z = _annealed(boltzmann, potential, z, num_sweeps, generator)
     z = _icm(boltzmann, potential.discrete, z, num_sweeps)
-    value = potential.discrete.value(z).nan_to_num(nan=torch.inf).reshape(num_starts, -1)
-    best = value.argmin(0)
+    value = potential.discrete.value(z)
+    best = value.where(~value.isnan(), torch.inf).reshape(num_starts, -1).argmin(0)
     x = z.reshape(num_starts, -1, width)[best, torch.arange(len(best), device=z.device)]
     x = x.reshape(*boltzmann.batch_shape, *boltzmann.event_shape)
     return _estimate(boltzmann, x, "icm" if icm else "annealing", exact=False)
@@ -203,26 +206,47 @@ def _annealed(
     num_sweeps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Sweeps chains at temperatures that fall."""
+    """Sweeps chains at temperatures that fall; the lower ones multiply, the higher ones end."""
     target, energy, batch = potential.discrete, boltzmann.energy, boltzmann.batch_shape
     num_starts = len(z) // batch.numel()
     if target.can_sweep and energy.uniform_shape != energy.site_shape:
         # Its sweep draws what it has summed out too, and serves no other temperature.
         plain = boltzmann.with_energy(energy.forward)
         target = discrete_target(plain, (num_starts, *batch), one_each=True)
-    kernel = Gibbs(num_sweeps=1 if target.can_sweep else target.num_sites(z))
+    kernel = Gibbs(num_sweeps=target.num_sites(z))  # where it moves one site at a time
     unit = _cost_of_a_change(target, z, num_starts, generator)
-    for beta in HOT * torch.logspace(0, 1, num_sweeps, COLD / HOT).to(z):
-        path = Potential(
-            potential.value_and_grad,
-            potential.sites,
-            potential.start,
-            discrete=target.tempered(beta / unit),
-        )
-        state = kernel.init(path, z)
-        state, _ = kernel.step(path, state, kernel.noise(state, generator))
-        z = state.z
+    betas = HOT * torch.logspace(0, 1, num_sweeps, COLD / HOT).to(z)
+    for step, beta in zip(betas.diff(prepend=betas.new_zeros(1)), betas, strict=True):
+        path = target.tempered(beta / unit)
+        z = z[_survivors((target.value(z) * step / unit).reshape(num_starts, -1), generator)]
+        if path.can_sweep:
+            uniform = z.new_empty(len(z), path.num_uniforms(z)).uniform_(generator=generator)
+            z = path.sweep(z, uniform)
+        else:
+            tempered = Potential(
+                potential.value_and_grad, potential.sites, potential.start, discrete=path
+            )
+            state = kernel.init(tempered, z)
+            z = kernel.step(tempered, state, kernel.noise(state, generator))[0].z
     return z
+
+
+def _survivors(cost: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws as many chains of each datum, the rows that go on, by :math:`e^{-cost}`.
+
+    Args:
+        cost: By how much the potential of each chain grows, in nats, with shape ``(starts, B)``.
+        generator: The source of one uniform number for each datum.
+    """
+    num_starts, num_data = cost.shape
+    lowest = torch.finfo(torch.double).min
+    log_weights = (-cost.T.double()).nan_to_num(nan=lowest, neginf=lowest)
+    levels = torch.arange(num_starts, device=cost.device) + cost.new_empty(
+        num_data, 1, dtype=torch.double
+    ).uniform_(generator=generator)
+    chosen = torch.searchsorted(log_weights.softmax(-1).cumsum(-1), levels / num_starts)
+    chosen = chosen.clamp(max=num_starts - 1).T
+    return (chosen * num_data + torch.arange(num_data, device=cost.device)).flatten()
 
 
 def _cost_of_a_change(
@@ -261,9 +285,10 @@ def _best_of_group(target: DiscreteTarget, z: Tensor, group: Tensor) -> Tensor:
     places = target.places(z)
     if isinstance(target, KnownConditionals):
         _, changes = target.value_and_changes(z)
-        changes = changes[:, group].nan_to_num(nan=0.0)
+        changes = changes[:, group]
     else:
         changes = _changes_at(target, z, group.nonzero().expand(len(z), 1).squeeze(-1))
+    changes = changes.where(~changes.isnan(), 0.0)  # between two points of infinite energy
     finite = changes.abs().where(changes.isfinite(), 0.0)
     # What is lower by rounding alone is no better, and could go round in circles.
     lowest, best = changes.min(-1)
@@ -279,4 +304,4 @@ def _changes_at(target: DiscreteTarget, z: Tensor, site: Tensor) -> Tensor:
     ]
     values = target.value(torch.cat(every)).unflatten(0, (target.num_values, -1))
     here = values.gather(0, target.place_at(z, site).unsqueeze(0))
-    return (values - here).T.unsqueeze(1).nan_to_num(nan=0.0)
+    return (values - here).T.unsqueeze(1)
