@@ -103,8 +103,9 @@ print(f"\nten experts as a classifier are right on {accuracy:.3f} of the held-ou
 A, B = 3, 8
 first, second = experts[A], experts[B]
 both = first + second
-level = second(train[digits.train_labels == A]).mean().item()
-neither = Without(first, second, ceiling=level)
+# away from B, up to where images of A are on average; with log Z, so that no energy is negative
+level = -log_prob(B, train[digits.train_labels == A]).mean().item()
+only = Without(first, lambda x: -log_prob(B, x), ceiling=level)
 merged = RBM(
     torch.cat([first.weights, second.weights], 1),
     first.visible_bias + second.visible_bias,
@@ -120,7 +121,7 @@ draws = {
     f"{A} AND {B}": run(informed(ebm.Boltzmann(both)), start),
     "the same, one machine": run(ebm.kernels.Gibbs(ebm.Boltzmann(merged))),
     f"{A} OR {B}": run(tempered(informed(ebm.Boltzmann(either)), num_temperatures=8), start),
-    f"{A} NOT {B}": run(informed(ebm.Boltzmann(neither)), start),
+    f"{A} NOT {B}": run(informed(ebm.Boltzmann(only)), start),
 }
 of_first, of_second = f"log p(x | {A})", f"log p(x | {B})"
 print(f"\n{'draws of':24}{of_first:20}{of_second:20}p({A} | x), odds of 3 to 7")
