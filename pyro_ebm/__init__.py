@@ -5,6 +5,7 @@ from .compare import compare
 from .distributions import Boltzmann, energy_factor
 from .draws import Draws
 from .export import to_arviz
+from .map_estimate import MAPEstimate, map_estimate
 from .mcmc import MCMC
 from .objectives.base import no_guide
 from .version import __version__
@@ -13,6 +14,7 @@ __all__ = [
     "MCMC",
     "Boltzmann",
     "Draws",
+    "MAPEstimate",
     "__version__",
     "compare",
     "datasets",
@@ -21,6 +23,7 @@ __all__ = [
     "energy_factor",
     "kernels",
     "logz",
+    "map_estimate",
     "metrics",
     "no_guide",
     "objectives",

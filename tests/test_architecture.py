@@ -26,7 +26,7 @@ LAYERS = [
         "summation",
     },
     {"kernels"},
-    {"mcmc", "draws", "objectives", "logz", "export"},
+    {"mcmc", "draws", "objectives", "logz", "export", "map_estimate", "cut"},
     {"zoo"},
     {"compare", "report", "scorecard"},
 ]
