@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+from laws import assert_close
 
 import pyro_ebm as ebm
 from pyro_ebm.energies import IsingGraph
-
-from laws import assert_close
 
 SPINS, EDGES = 50, 100
 SIZES = (1_000, 4_000, 16_000)
