@@ -119,6 +119,11 @@ class RBM(Generative):
         ends = self.mcmc.get_samples(group_by_chain=True)["x"][:, -1]
         return ends.to(self.energy.weights).reshape(num_samples, *self.event_shape)
 
+    @property
+    def num_evaluations(self) -> int:
+        """The sweeps of the chain behind one draw."""
+        return self.num_sweeps
+
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102
         self.check_fitted()
