@@ -13,7 +13,8 @@ import pyro
 import torch
 
 from ..scorecard import Row, Scorecard
-from .data import DATASETS, load
+from ..zoo.base import Generative
+from .data import DATASETS, Dataset, load
 from .models import MODELS, make
 from .side_by_side import compare
 
@@ -53,15 +54,13 @@ def run(
     data = load(source, quick=quick, seed=seed)
     models, others = {}, []
     for name in names or MODELS:
-        with torch.random.fork_rng():
-            pyro.set_rng_seed(seed)  # so that a row does not depend on the other rows
-            model = make(name, data.kind, data.train, quick=quick)
-        if model is not None:
-            models[name] = model
-        elif names:
-            others.append(Row(name, errors=[f"does not serve data of the kind {data.kind!r}"]))
+        made = _made(name, data, quick, seed)
+        if isinstance(made, Generative):
+            models[name] = made
+        elif names or made != _UNSERVED:
+            others.append(Row(name, errors=[made]))
     if not models:
-        raise ValueError(f"none of {', '.join(names)} serves data of the kind {data.kind!r}")
+        raise ValueError("; ".join(f"{row.model}: {row.errors[0]}" for row in others))
     began = time.process_time()
     card = compare(
         models, data.train, data.test, ood=data.ood, law=data.law, seed=seed, progress=progress
@@ -74,6 +73,20 @@ def run(
         **card.protocol,
     }
     return card
+
+
+def _made(name: str, data: Dataset, quick: bool, seed: int) -> Generative | str:
+    """Makes a model from the seed, so that its row does not depend on others, or says why not."""
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(seed)
+        try:
+            model = make(name, data.kind, data.train, quick=quick)
+        except ValueError as error:
+            return f"could not be made: {error}"
+    return _UNSERVED if model is None else model
+
+
+_UNSERVED = "does not serve data of this kind"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

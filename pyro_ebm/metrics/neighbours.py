@@ -23,7 +23,7 @@ class PrecisionRecall(NamedTuple):
     """How much of the data lies among the samples."""
 
 
-def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionRecall:
+def precision_recall(samples: Tensor, data: Tensor, k: int = 3) -> PrecisionRecall:
     r"""Estimates how many samples lie among the data, and how many data among the samples.
 
     .. math::
@@ -37,7 +37,8 @@ def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionReca
     against data give, at the same numbers.
 
     The standard error is binomial with twice the variance, since both sets are drawn: those of one
-    set judge those of the other. One hit and one miss are added to keep it positive.
+    set judge those of the other. It is a rule of thumb, off by up to a third either way; one hit
+    and one miss are added to keep it positive.
 
     References:
         | Improved precision and recall metric for assessing generative models
