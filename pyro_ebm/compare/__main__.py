@@ -33,7 +33,7 @@ def run(
         source: The name of the data, or the path of a ``.npy`` file.
         names: The names of the models; all that serve the data unless given. One that does not
             has a row that says so.
-        quick: Whether to train for about a fifth of the time.
+        quick: Whether to train for about a quarter of the time.
         seed: The seed of everything.
         progress: Whether to show progress bars.
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--models", default="", help=f"of {','.join(MODELS)}; all that serve the data by default"
     )
     parser.add_argument("--out", default="report/", help="where to save table, figures and page")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the training")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the training")
     parser.add_argument("--seed", type=int, default=0, help="the seed of everything")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args(arguments)

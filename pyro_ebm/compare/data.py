@@ -12,8 +12,18 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .. import datasets as sets
-from ..datasets import Toy
+from ..datasets import (
+    Toy,
+    checkerboard,
+    digits,
+    eight_gaussians,
+    pinwheel,
+    rings,
+    shuffle_pixels,
+    two_modes,
+    two_moons,
+    upside_down,
+)
 from ..zoo.base import check_data
 
 DataKind = Literal["plane", "table", "images", "binary"]
@@ -89,14 +99,24 @@ def check_spread(x: Tensor) -> None:
         )
 
 
+_TOYS: dict[str, Toy] = {
+    "two_moons": two_moons,
+    "two_modes": two_modes,
+    "eight_gaussians": eight_gaussians,
+    "rings": rings,
+    "pinwheel": pinwheel,
+    "checkerboard": checkerboard,
+}
+
+
 def _toy(name: str, quick: bool, generator: Generator) -> Dataset:
-    law: Toy = getattr(sets, name)
+    law = _TOYS[name]
     train, test = (law(n, generator) for n in ((2000, 500) if quick else (5000, 1000)))
     return Dataset(name, "plane", train, test, {}, law, "drawn from the known law")
 
 
 def _digits(name: str, quick: bool, generator: Generator) -> Dataset:
-    images = sets.digits()
+    images = digits()
 
     def real(x: Tensor) -> Tensor:
         return 4 * x - 2 + 0.3 * torch.randn(x.shape, generator=generator)
@@ -110,15 +130,15 @@ def _digits(name: str, quick: bool, generator: Generator) -> Dataset:
 
 
 def _binary_digits(name: str, quick: bool, generator: Generator) -> Dataset:
-    images = sets.digits(binarize=True)
+    images = digits(binarize=True)
     ood = _ood(images.test, generator)
     return Dataset(name, "binary", images.train, images.test, ood, None, "1 from half grey on")
 
 
 def _ood(test: Tensor, generator: Generator) -> dict[str, Tensor]:
     return {
-        "shuffled": sets.shuffle_pixels(test, generator=generator),
-        "upside down": sets.upside_down(test),
+        "shuffled": shuffle_pixels(test, generator=generator),
+        "upside down": upside_down(test),
     }
 
 
@@ -134,9 +154,7 @@ def _scikit_table(name: str, quick: bool, generator: Generator) -> Dataset:
 DATASETS: dict[str, Callable[[str, bool, Generator], Dataset]] = {
     "digits": _digits,
     "digits-binary": _binary_digits,
-    **dict.fromkeys(
-        ("two_moons", "two_modes", "eight_gaussians", "rings", "pinwheel", "checkerboard"), _toy
-    ),
+    **dict.fromkeys(_TOYS, _toy),
     "breast_cancer": _scikit_table,
     "wine": _scikit_table,
 }

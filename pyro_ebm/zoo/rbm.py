@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..distributions import Boltzmann
-from ..energies import boltzmann_machines as machines
+from ..energies.boltzmann_machines import RBM as Machine
 from ..kernels.gibbs import Gibbs
 from ..mcmc import MCMC
 from ..objectives.base import no_guide
@@ -76,7 +76,7 @@ class RBM(Generative):
                 raise ValueError(f"{name} must be at least {least[name]}, got {value}")
         self.training_plan = Training(4000, lr=0.01) if training is None else training
         self.num_sweeps = num_sweeps
-        self.energy = machines.RBM.initial(self.event_shape.numel(), num_hidden)
+        self.energy = Machine.initial(self.event_shape.numel(), num_hidden)
         self.objective = PersistentCD(Gibbs(), num_chains)
 
     @property
