@@ -30,8 +30,8 @@ help:  ## list the targets
 
 setup: $(DEV)  ## make .venv with everything that development needs
 
-demo: $(DEMO)  ## train an energy and a VAE on digits, compare them; leaves report/
-	$(PY) examples/digits_ebm_vs_vae.py --out report/
+demo: $(DEMO)  ## train eight families of models on digits, compare them; leaves report/
+	$(PY) -m pyro_ebm.compare --data digits --quick --out report/
 
 test: $(DEV) doctest  ## the doctests and every test not marked slow
 	$(PYTEST) -n $(WORKERS) -m "not slow"

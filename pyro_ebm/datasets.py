@@ -16,6 +16,7 @@ __all__ = [
     "pinwheel",
     "rings",
     "shuffle_pixels",
+    "two_modes",
     "two_moons",
     "upside_down",
 ]
@@ -183,8 +184,9 @@ class Toy:
 
     ``two_moons``, two half circles, and ``rings``, four circles, are blurred by a round Gaussian;
     ``eight_gaussians`` lie on a circle; ``pinwheel`` is five Gaussians wound into arms;
-    ``checkerboard`` is uniform on dark squares, with log density -inf elsewhere. The mass outside
-    of [-6, 6]² is below 1e-8.
+    ``checkerboard`` is uniform on dark squares, with log density -inf elsewhere; ``two_modes`` are
+    Gaussians of weights 0.8 and 0.2 with nothing between them. The mass outside of [-6, 6]² is
+    below 1e-8.
 
     References:
         | The moons are scikit-learn's; the others those of FFJORD (Grathwohl et al., 2019),
@@ -197,9 +199,17 @@ class Toy:
         (torch.Size([1000, 2]), torch.Size([1000]))
     """
 
+    half_width = 6.0
+    """Half the side of the square around the origin that holds all mass but 1e-8."""
+
     def __call__(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draws ``n`` points, with shape ``(n, 2)``, of the default dtype."""
         raise NotImplementedError
+
+    @property
+    def modes(self) -> tuple[Tensor, Tensor] | None:
+        """Centres ``(K, 2)`` and weights ``(K,)``, where the density has modes far apart."""
+        return None
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns the normalised log density ``(*batch,)``, in nats, at points ``(*batch, 2)``."""
@@ -212,19 +222,35 @@ class Toy:
 
 
 class _Blobs(Toy):
-    """Equal round Gaussians."""
+    """Round Gaussians, of equal weight unless weights are given."""
 
-    def __init__(self, centers: list[tuple[float, float]], noise: float) -> None:
-        self.centers, self.noise = centers, noise
+    def __init__(
+        self,
+        centers: list[tuple[float, float]],
+        noise: float,
+        weights: list[float] | None = None,
+        far_apart: bool = False,
+    ) -> None:
+        self.centers, self.noise, self.far_apart = centers, noise, far_apart
+        self.weights = weights or [1 / len(centers)] * len(centers)
 
     def __call__(self, n: int, generator: Generator | None = None) -> Tensor:
-        k = torch.randint(len(self.centers), (n,), generator=generator)
+        if len(set(self.weights)) == 1:
+            k = torch.randint(len(self.centers), (n,), generator=generator)
+        else:
+            k = torch.tensor(self.weights).multinomial(n, replacement=True, generator=generator)
         return torch.tensor(self.centers)[k] + self.noise * torch.randn(n, 2, generator=generator)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         z = (x.unsqueeze(-2) - x.new_tensor(self.centers)) / self.noise
         log_terms = -z.square().sum(-1) / 2 - math.log(2 * math.pi * self.noise**2)
-        return log_terms.logsumexp(-1) - math.log(len(self.centers))
+        return (log_terms + x.new_tensor(self.weights).log()).logsumexp(-1)
+
+    @property
+    def modes(self) -> tuple[Tensor, Tensor] | None:
+        if not self.far_apart:
+            return None
+        return torch.tensor(self.centers), torch.tensor(self.weights)
 
 
 class _Rings(Toy):
@@ -293,7 +319,8 @@ _moon = [(math.cos(t), math.sin(t)) for t in (math.pi * (i + 0.5) / 32 for i in 
 _compass = [(math.cos(math.pi * i / 4), math.sin(math.pi * i / 4)) for i in range(8)]
 
 two_moons = _Blobs(_moon + [(1 - c, 0.5 - s) for c, s in _moon], noise=0.1)
-eight_gaussians = _Blobs([(8**0.5 * c, 8**0.5 * s) for c, s in _compass], noise=8**-0.5)
+eight_gaussians = _Blobs([(8**0.5 * c, 8**0.5 * s) for c, s in _compass], 8**-0.5, far_apart=True)
+two_modes = _Blobs([(-2.5, -1.0), (2.5, 1.0)], 0.5, [0.8, 0.2], far_apart=True)
 rings = _Rings()
 pinwheel = _Pinwheel()
 checkerboard = _Checkerboard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["page"]
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -20,12 +21,37 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } tbody th { position: sticky; left: 0; background: var(--paper); }
+thead button { all: unset; cursor: pointer; } thead button:focus-visible { outline: 2px solid; }
+[aria-sort=ascending] button::after { content: " ↑"; }
+[aria-sort=descending] button::after { content: " ↓"; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } figcaption { color: var(--soft); }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .error { border-left: 4px solid #d55e00; padding-left: .8rem; }
 """
+
+SCRIPT = """
+for (const head of document.querySelectorAll("thead th")) {
+  head.firstChild.addEventListener("click", () => {
+    const body = head.closest("table").tBodies[0], at = head.cellIndex;
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const compare = (a, b) => {
+      const [x, y] = [a, b].map(row => row.cells[at].dataset);
+      if (x.group !== y.group) return x.group - y.group;
+      const order = isNaN(x.value) ? x.value.localeCompare(y.value) : x.value - y.value;
+      return up ? order : -order;
+    };
+    body.append(...[...body.rows].sort(compare));
+  });
+}
+"""
+"""Sorts the table by a column; numbers of unlike kinds stay apart, and gaps come last."""
+
+GROUPS = "=≥≤≈"
+"""The signs of numbers that are not to be sorted among each other."""
 
 
 def page(
@@ -68,14 +94,16 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Scorecard</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
+        + f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
 def _table(table: Sequence[Mapping[str, str]]) -> str:
     if not table:
         return "<p>No model was measured.</p>"
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table[0])
+    head = "".join(
+        f'<th scope="col"><button>{escape(column)}</button></th>' for column in table[0]
+    )
     rows = "\n".join(_row(list(row.values())) for row in table)
     return (
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -84,8 +112,17 @@ def _table(table: Sequence[Mapping[str, str]]) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    first, *rest = map(escape, cells)
-    return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{c}</td>" for c in rest) + "</tr>"
+    first, *rest = cells
+    body = "".join(f"<td{_key(cell)}>{escape(cell)}</td>" for cell in rest)
+    return f'<tr><th scope="row"{_key(first)}>{escape(first)}</th>{body}</tr>'
+
+
+def _key(cell: str) -> str:
+    """Says what a cell is sorted by: the kind of its number first, then the number."""
+    group = len(GROUPS) + 1 if cell == "–" else 1 + GROUPS.find(cell[:1])
+    number = re.match(r"[=≥≤≈ ]*(-?[\d,.]+(?:e[+-]?\d+)?|-?inf)(?: ±|$)", cell)
+    value = number[1].replace(",", "").replace("inf", "Infinity") if number else cell
+    return f' data-group="{group}" data-value="{escape(value)}"'
 
 
 def _list(protocol: Mapping[str, object]) -> str:

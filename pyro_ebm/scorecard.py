@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .metrics import Estimate
+from .metrics.base import Estimate
 from .report import page
 from .zoo.base import Kind
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SIGNS = {"exact": "=", "bound": "≥", "estimate": "≈"}
 """How a number of each kind stands to the log-likelihood."""
+
+SIGNS_OF_KL = {"exact": "=", "bound": "≤", "estimate": "≈"}
+"""How the divergence stands to that of the model, by the kind of its log-likelihood."""
 
 
 @dataclass
@@ -34,15 +37,33 @@ class Row:
     """What the log-likelihood is; see :mod:`pyro_ebm.zoo.base`."""
     log_prob: Estimate | None = None
     """Its mean over held-out data, in nats per example, and the error from their number."""
+    kl: Estimate | None = None
+    """The divergence of the model from the law of the data, in nats, where that law is known."""
+    mode_error: Estimate | None = None
+    """The total variation between the weights of the modes of that law and those of samples."""
+    modes_found: int | None = None
+    """How many of its modes have at least a tenth of their weight."""
     mmd: Estimate | None = None
     """The squared maximum mean discrepancy of samples from held-out data."""
+    energy_distance: Estimate | None = None
+    """Their energy distance, in units of x."""
+    wasserstein: Estimate | None = None
+    """Their sliced Wasserstein distance, in units of x."""
     c2st: Estimate | None = None
     """The accuracy of a classifier that tells samples from held-out data: 0.5 if it cannot."""
+    precision: Estimate | None = None
+    """How many samples lie among held-out data."""
+    recall: Estimate | None = None
+    """How many of the held-out data lie among samples."""
+    copying: Estimate | None = None
+    """How often a sample is nearer to the training data than held-out data are."""
     auroc: dict[str, Estimate] = field(default_factory=dict)
     """By set, how well typicality tells held-out data from out-of-distribution data."""
     train_seconds: float | None = None
     sample_seconds: float | None = None
     """The seconds that 1,000 samples take."""
+    num_evaluations: int | None = None
+    """How often a network is evaluated for one sample, where the model says so."""
     num_parameters: int | None = None
     errors: list[str] = field(default_factory=list)
     """What failed, and why."""
@@ -51,34 +72,54 @@ class Row:
         """Returns what the table shows, by column."""
         return {
             "model": self.model,
-            "log p (nats)": self._likelihood(),
+            "log p (nats)": self._signed(self.log_prob, SIGNS),
             "kind": self.kind or "–",
+            "KL (nats)": self._signed(self.kl, SIGNS_OF_KL),
+            "weight error": _shown(self.mode_error),
+            "modes": _count(self.modes_found),
             "MMD²": _shown(self.mmd),
+            "SW": _shown(self.wasserstein),
             "C2ST": _shown(self.c2st),
+            "precision": _shown(self.precision),
+            "recall": _shown(self.recall),
+            "copying": _shown(self.copying),
             **{f"AUROC {name}": _shown(area) for name, area in self.auroc.items()},
             "train (s)": _seconds(self.train_seconds),
             "s / 1,000": _seconds(self.sample_seconds),
-            "parameters": "–" if self.num_parameters is None else f"{self.num_parameters:,}",
+            "evaluations": _count(self.num_evaluations),
+            "parameters": _count(self.num_parameters),
         }
 
-    def _likelihood(self) -> str:
-        return "–" if self.log_prob is None else f"{SIGNS[self.kind]} {self.log_prob}"
+    def _signed(self, estimate: Estimate | None, signs: dict[Kind, str]) -> str:
+        if estimate is None:
+            return "–"
+        is_sharp = estimate.std_error < 5e-5 and math.isfinite(estimate.value)
+        number = f"{estimate.value:.4f}" if is_sharp else str(estimate)
+        return f"{signs[self.kind]} {number}"
 
     def numbers(self) -> dict[str, str | float | None]:
         """Returns everything as flat columns, each estimate beside its standard error."""
         flat: dict[str, str | float | None] = {"model": self.model, "kind": self.kind}
-        areas = {f"auroc {name}": area for name, area in self.auroc.items()}
-        for name, estimate in {
-            "log_prob": self.log_prob,
-            "mmd": self.mmd,
-            "c2st": self.c2st,
-            **areas,
-        }.items():
+        estimates = {name: getattr(self, name) for name in ESTIMATES}
+        estimates |= {f"auroc {name}": area for name, area in self.auroc.items()}
+        for name, estimate in estimates.items():
             flat[name], flat[f"{name} std_error"] = estimate or (None, None)
-        for name in ("train_seconds", "sample_seconds", "num_parameters"):
+        for name in COUNTS:
             flat[name] = getattr(self, name)
         flat["errors"] = "; ".join(self.errors)
         return flat
+
+
+ESTIMATES = (
+    "log_prob", "kl", "mode_error", "mmd", "energy_distance", "wasserstein", "c2st", "precision",
+    "recall", "copying",
+)  # fmt: skip
+"""The fields of a row that come with a standard error."""
+
+COUNTS = (
+    "modes_found", "train_seconds", "sample_seconds", "num_evaluations", "num_parameters",
+)  # fmt: skip
+"""Its fields that are numbers alone."""
 
 
 @dataclass
@@ -91,9 +132,9 @@ class Scorecard:
     Example:
         >>> card = Scorecard([Row("a", "exact", Estimate(-1.25, 0.03)), Row("b", "none")])
         >>> print(card)
-        model  log p (nats)    kind   MMD²  C2ST  train (s)  s / 1,000  parameters
-        a      = -1.25 ± 0.03  exact  –     –     –          –          –
-        b      –               none   –     –     –          –          –
+        model  log p (nats)    kind
+        a      = -1.25 ± 0.03  exact
+        b      –               none
     """
 
     rows: list[Row]
@@ -103,6 +144,8 @@ class Scorecard:
     """What to bear in mind."""
     figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
     """Figures by name, drawn when the card is saved; add your own."""
+    left_out: tuple[str, ...] = ()
+    """Columns that the table leaves to the files, as it does those that nobody has a number in."""
 
     def __getitem__(self, model: str) -> Row:
         for row in self.rows:
@@ -129,11 +172,19 @@ class Scorecard:
         }
 
     def table(self) -> list[dict[str, str]]:
-        """Returns the cells of the table, row by row, each row with every column."""
+        """Returns the cells of the table, row by row, each row with every column shown."""
         rows = [row.cells() for row in self.rows]
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        columns.sort(key=lambda column: _ORDER.get(column.split()[0], 99))
-        return [{column: row.get(column, "–") for column in columns} for row in rows]
+        columns = dict.fromkeys(column for row in rows for column in row)
+        shown = sorted(
+            (
+                column
+                for column in columns
+                if column in _ALWAYS
+                or (column not in self.left_out and {r.get(column, "–") for r in rows} != {"–"})
+            ),
+            key=lambda column: _ORDER.index(column.split()[0]),
+        )
+        return [{column: row.get(column, "–") for column in shown} for row in rows]
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -194,7 +245,13 @@ class Scorecard:
         return json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
 
 
-_ORDER = {"model": 0, "log": 1, "kind": 2, "MMD²": 3, "C2ST": 4, "AUROC": 5, "train": 6, "s": 7}
+_ALWAYS = ("model", "log p (nats)", "kind")
+
+_ORDER = (
+    "model", "log", "kind", "KL", "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall",
+    "copying", "AUROC", "train", "s", "evaluations", "parameters",
+)  # fmt: skip
+"""The first words of the columns, from left to right."""
 
 
 def _value(estimate: Estimate | None) -> float:
@@ -203,6 +260,10 @@ def _value(estimate: Estimate | None) -> float:
 
 def _shown(estimate: Estimate | None) -> str:
     return "–" if estimate is None else str(estimate)
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
 
 
 def _seconds(seconds: float | None) -> str:

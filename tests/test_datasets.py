@@ -11,7 +11,7 @@ from pyro_ebm import datasets
 from pyro_ebm.metrics import energy_distance
 
 NUM_SIGMAS = 5
-TOYS = ["checkerboard", "eight_gaussians", "pinwheel", "rings", "two_moons"]
+TOYS = ["checkerboard", "eight_gaussians", "pinwheel", "rings", "two_modes", "two_moons"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,10 @@ from pyro_ebm.summation import enumerate_support
 from pyro_ebm.zoo.autoregressive import Autoregressive
 from pyro_ebm.zoo.baselines import GaussianMixture, Independent
 from pyro_ebm.zoo.diffusion import Diffusion
+from pyro_ebm.zoo.ebm import EBM
 from pyro_ebm.zoo.flow import Flow
 from pyro_ebm.zoo.gan import GAN
+from pyro_ebm.zoo.rbm import RBM
 from pyro_ebm.zoo.training import Training
 from pyro_ebm.zoo.vae import VAE
 
@@ -196,3 +198,82 @@ def test_generator_comes_to_the_data(loss, lr):
     ours, theirs = (ebm.metrics.mmd(y, held_out, bandwidth=1.0) for y in (draws, yardstick))
     error = math.hypot(ours.std_error, theirs.std_error)
     assert theirs.value - ours.value > 5 * error
+
+
+def test_probabilities_of_a_trained_machine_sum_to_one_and_are_those_of_its_draws():
+    model = RBM((2, 3), 3, QUICK, num_chains=64, num_sweeps=40)
+    model.fit(skewed_bits(2000), progress=False)
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6).reshape(-1, 2, 3)
+    kind, value, _ = model.log_prob(states)
+    assert kind == "exact"
+    p = value.exp()
+    assert abs(p.sum().item() - 1) < 1e-9
+    place = 2 ** torch.arange(6).flip(0)
+    draws = model.sample(8000)
+    counts = torch.bincount(draws.flatten(1).long() @ place, minlength=64)
+    enough = p * 8000 > 5
+    statistic = ((counts - 8000 * p).square() / (8000 * p))[enough].sum()
+    dof = int(enough.sum()) - 1
+    assert (statistic - dof) / math.sqrt(2 * dof) < 6
+    order = model.typicality(states).argsort()
+    assert torch.equal(order, value.argsort())
+
+
+def test_machine_learns_what_hangs_together():
+    x, held_out = skewed_bits(3000), skewed_bits(2000)
+    model = RBM((2, 3), 2, Training(1000, lr=0.02), num_chains=256).fit(x, progress=False)
+    apart = Independent((2, 3), binary=True).fit(x)
+    gain = model.log_prob(held_out).value - apart.log_prob(held_out).value
+    assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
+
+
+def test_machine_with_two_large_layers_has_no_likelihood():
+    plan = Training(num_steps=2)
+    model = RBM((20,), 30, plan, num_sweeps=4).fit(torch.rand(50, 20).round(), progress=False)
+    assert model.log_prob(torch.zeros(2, 20)).kind == "none"
+    assert model.sample(9).unique().tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="num_hidden must be at least 1, got 0"):
+        RBM((20,), 0)
+
+
+@pytest.mark.slow
+def test_machine_of_the_digits_is_near_the_exact_maximum():
+    """-19.03: the held-out log-likelihood of ten hidden units at the exact maximum."""
+    train, test, *_ = ebm.datasets.digits(binarize=True)
+    model = RBM((1, 8, 8), 10).fit(train, progress=False)
+    assert abs(model.log_prob(test).value.mean().item() + 19.03) < 0.5
+
+
+def test_energy_of_the_plane_is_normalised_by_quadrature():
+    x = skewed(1000)
+    energy = ebm.energies.Whitened.by_data(ebm.energies.MLP((2,), (16,), base_scale=1.5), x)
+    objective = ebm.objectives.DenoisingScoreMatching(sigma=0.3)
+    model = EBM(energy, objective, Training(num_steps=50, lr=5e-3)).fit(x, progress=False)
+    kind, _, std_error = model.log_prob(x)
+    assert kind == "estimate"
+    assert (std_error < 1e-4).all()
+    side = torch.linspace(-12, 12, 801)
+    u = torch.cartesian_prod(side, side)
+    points = energy.loc + u @ energy.scale_tril.T
+    area = (side[1] - side[0]) ** 2 * energy.scale_tril.diagonal().prod()
+    assert abs(model.log_prob(points).value.exp().sum() * area - 1) < 1e-3
+
+
+def test_energy_that_knows_its_log_z_is_exact():
+    energy = ebm.energies.Gaussian(torch.nn.Parameter(torch.zeros(3)), torch.ones(3))
+    objective = ebm.objectives.ScoreMatching()
+    model = EBM(energy, objective, Training(num_steps=5)).fit(torch.randn(50, 3), progress=False)
+    x = torch.randn(4, 3)
+    kind, value, _ = model.log_prob(x)
+    truth = torch.distributions.Normal(energy.loc.detach(), 1.0).log_prob(x).sum(-1)
+    assert kind == "exact"
+    assert torch.allclose(value, truth)
+
+
+def test_tails_of_a_flow_are_not_beyond_measure():
+    law = ebm.datasets.two_modes
+    model = Flow((2,), "coupling", 8, (16,), QUICK).fit(law(1000), progress=False)
+    found = ebm.metrics.kl_divergence(law.log_prob, lambda x: model.log_prob(x).value)
+    x = law(2000)
+    gaps = law.log_prob(x) - model.log_prob(x).value
+    assert abs(found.value - gaps.mean()) < 5 * gaps.std() / math.sqrt(len(x))

@@ -7,12 +7,14 @@ from .diffusion import Diffusion
 from .ebm import EBM
 from .flow import Flow
 from .gan import GAN
+from .rbm import RBM
 from .training import Training
 from .vae import VAE
 
 __all__ = [
     "EBM",
     "GAN",
+    "RBM",
     "VAE",
     "Autoregressive",
     "Diffusion",

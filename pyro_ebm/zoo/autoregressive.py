@@ -132,6 +132,11 @@ class Autoregressive(Generative):
             x[:, i] = self.conditionals(x).sample()[:, i]
         return x.reshape(num_samples, *self.event_shape)
 
+    @property
+    def num_evaluations(self) -> int:
+        """A pass for each coordinate of one draw."""
+        return len(self.loc)
+
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102
         self.check_fitted()

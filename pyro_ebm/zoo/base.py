@@ -138,6 +138,11 @@ class Generative(nn.Module, ABC):
         """The number of numbers that training moves."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    @property
+    def num_evaluations(self) -> int | None:
+        """How often a network is evaluated for one draw; ``None`` if the model does not say."""
+        return None
+
     def check_fitted(self) -> None:
         """Raises a ``RuntimeError`` if the model was not fitted."""
         if not self.is_fitted:

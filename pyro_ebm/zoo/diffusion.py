@@ -187,6 +187,11 @@ class Diffusion(Generative):
             x = x + push + math.sqrt(2 * self.langevin_step) * spread * torch.randn_like(x)
         return x
 
+    @property
+    def num_evaluations(self) -> int:
+        """A pass for each level, or for each Langevin step, of one draw."""
+        return len(self.beta) * (1 if self.sampler == "ancestral" else self.num_langevin)
+
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:
         """Draws the variational bound of points ``(n, *event)``."""

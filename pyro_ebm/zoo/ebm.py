@@ -21,6 +21,7 @@ from ..energies.whitened import Whitened
 from ..kernels.base import Kernel
 from ..kernels.hamiltonian import HMC
 from ..kernels.langevin import MALA
+from ..logz.integration import quadrature
 from ..mcmc import MCMC
 from ..objectives.base import Objective, no_guide
 from ..objectives.contrastive import PersistentCD
@@ -49,7 +50,9 @@ class EBM(Generative):
     more draws than chains are asked for), else from Gaussian noise with the mean and spread of the
     data. How far they came from there is for ``mcmc.diagnostics()`` to say.
 
-    ``log_prob`` is of kind "none": log Z is not known. ``typicality`` is :math:`-E(x)`.
+    ``log_prob`` is of kind "exact" where the energy knows its log Z; of points of one or two
+    coordinates it is of kind "estimate", with log Z by quadrature to 1e-4 nats; else it is of kind
+    "none". ``typicality`` is :math:`-E(x)`.
 
     Args:
         energy: The energy; its parameters learn.
@@ -236,9 +239,22 @@ class EBM(Generative):
         rounds = [torch.randperm(len(chains)) for _ in range(-(-num_samples // len(chains)))]
         return chains[torch.cat(rounds)[:num_samples]].reshape(num_samples, *self.noise.shape[1:])
 
+    @property
+    def num_evaluations(self) -> int | None:
+        """Gradients of the energy in the chain behind one draw, for HMC and MALA."""
+        each = {HMC: getattr(self.sampler, "num_steps", None), MALA: 1}.get(type(self.sampler))
+        return None if each is None else each * (self.warmup_steps + self.num_draws)
+
+    @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102
         check_data("x", x, self.event_shape)
-        return Likelihood("none")
+        if self.boltzmann.is_normalized:
+            return Likelihood("exact", self.boltzmann.log_prob(x))
+        if self.event_shape.numel() > _MAX_QUADRATURE:
+            return Likelihood("none")
+        log_z = quadrature(self.boltzmann, tol=_QUADRATURE_TOL)
+        value = self.typicality(x) - log_z.value
+        return Likelihood("estimate", value, torch.full_like(value, log_z.std_error))
 
     @torch.no_grad()
     def typicality(self, x: Tensor) -> Tensor:
@@ -253,3 +269,7 @@ class EBM(Generative):
     @property
     def _bijection(self) -> torch.distributions.Transform:
         return biject_to(self.energy.support)
+
+
+_MAX_QUADRATURE = 2
+_QUADRATURE_TOL = 1e-4

@@ -61,6 +61,10 @@ class Flow(Generative):
         (torch.Size([7, 2]), 'exact')
     """
 
+    max_log_scale = 1.0
+    """By how much a layer may scale, in nats: far from the data the scales of layers multiply,
+    and a density that is nearly nothing there makes a divergence that is nearly infinite."""
+
     def __init__(
         self,
         event_shape: Sequence[int],
@@ -79,7 +83,13 @@ class Flow(Generative):
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.training_plan = Training() if training is None else training
         self.layers = nn.ModuleList(
-            _LAYERS[layer](dim, list(hidden_sizes)) for _ in range(num_layers)
+            _LAYERS[layer](
+                dim,
+                list(hidden_sizes),
+                log_scale_min_clip=-self.max_log_scale,
+                log_scale_max_clip=self.max_log_scale,
+            )
+            for _ in range(num_layers)
         )
         order = torch.stack([torch.randperm(dim) for _ in range(num_layers)])
         self.register_buffer("order", order if dim > 2 else torch.tensor([[1, 0]] * num_layers))
@@ -118,6 +128,11 @@ class Flow(Generative):
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
         return self.law.sample((num_samples,)).reshape(num_samples, *self.event_shape)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Passes through the layers for one draw: autoregressive ones go by coordinates."""
+        return len(self.loc) if self.backwards else 1
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102

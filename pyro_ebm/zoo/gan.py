@@ -137,6 +137,11 @@ class GAN(Generative):
         flat = self.loc + self.scale * self._generate(num_samples)
         return flat.reshape(num_samples, *self.event_shape)
 
+    @property
+    def num_evaluations(self) -> int:
+        """One pass of the generator for one draw."""
+        return 1
+
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102
         self.check_fitted()
         check_data("x", x, self.event_shape)

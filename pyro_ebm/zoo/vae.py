@@ -132,6 +132,11 @@ class VAE(Generative):
         z = self.prior().sample((num_samples,))
         return self.likelihood(z).sample().reshape(num_samples, *self.event_shape)
 
+    @property
+    def num_evaluations(self) -> int:
+        """One pass of the decoder for one draw."""
+        return 1
+
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:
         """Draws the importance-weighted bound of points ``(n, *event)``."""

@@ -1,0 +1,7 @@
+"""Models side by side: :func:`compare`, and ``python -m pyro_ebm.compare`` on the shell."""
+
+from .data import Dataset, load
+from .models import make
+from .side_by_side import compare
+
+__all__ = ["Dataset", "compare", "load", "make"]

@@ -1,0 +1,126 @@
+"""``python -m pyro_ebm.compare``: families of models on one scorecard, from the shell."""
+
+from __future__ import annotations
+
+__all__ = ["main", "run"]
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import pyro
+import torch
+
+from ..scorecard import Row, Scorecard
+from ..zoo.base import Generative
+from .data import DATASETS, Dataset, load
+from .models import MODELS, make
+from .side_by_side import compare
+
+
+def run(
+    source: str,
+    names: Sequence[str] = (),
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scorecard:
+    """Loads data, makes models with settings for them, and compares these.
+
+    Args:
+        source: The name of the data, or the path of a ``.npy`` file.
+        names: The names of the models; all that serve the data unless given. One that does not
+            has a row that says so.
+        quick: Whether to train for about a quarter of the time.
+        seed: The seed of everything.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The scorecard.
+
+    Raises:
+        ValueError: If a name is unknown, or the data are bad.
+
+    Example:
+        >>> card = run("two_moons", ["independent"], quick=True, progress=False)
+        >>> card["independent"].kl.value > 0.1
+        True
+    """
+    for name in names:
+        if name not in MODELS:
+            raise ValueError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
+    data = load(source, quick=quick, seed=seed)
+    models, others = {}, []
+    for name in names or MODELS:
+        made = _made(name, data, quick, seed)
+        if isinstance(made, Generative):
+            models[name] = made
+        elif names or made != _UNSERVED:
+            others.append(Row(name, errors=[made]))
+    if not models:
+        raise ValueError("; ".join(f"{row.model}: {row.errors[0]}" for row in others))
+    began = time.process_time()
+    card = compare(
+        models, data.train, data.test, ood=data.ood, law=data.law, seed=seed, progress=progress
+    )
+    card.rows += others
+    card.protocol = {
+        "data": f"{data.name} ({data.kind}): {data.note}",
+        "settings": "quick" if quick else "full",
+        "CPU seconds of it all": round(time.process_time() - began),
+        **card.protocol,
+    }
+    return card
+
+
+def _made(name: str, data: Dataset, quick: bool, seed: int) -> Generative | str:
+    """Makes a model from the seed, so that its row does not depend on others, or says why not."""
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(seed)
+        try:
+            model = make(name, data.kind, data.train, quick=quick)
+        except ValueError as error:
+            return f"could not be made: {error}"
+    return _UNSERVED if model is None else model
+
+
+_UNSERVED = "does not serve data of this kind"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command, and returns its exit status: 2 where it was asked for what is not.
+
+    Args:
+        arguments: The words after the command; those of the shell unless given.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_ebm.compare",
+        description="Fits families of models to the same data, and measures them the same way.",
+    )
+    parser.add_argument(
+        "--data", default="digits", help=f"{', '.join(DATASETS)}, or the path of a .npy file"
+    )
+    parser.add_argument(
+        "--models", default="", help=f"of {','.join(MODELS)}; all that serve the data by default"
+    )
+    parser.add_argument("--out", default="report/", help="where to save table, figures and page")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the training")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of everything")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    names = [name.strip() for name in args.models.split(",") if name.strip()]
+    try:
+        card = run(args.data, names, quick=args.quick, seed=args.seed)
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(card)
+    print(f"\nthe page with all figures: {card.save(args.out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
