@@ -14,7 +14,7 @@ LAYERS = [
     {"energies"},
     {"guards"},
     {"distributions"},
-    {"potential", "engine", "native", "rewriting", "batching", "summation"},
+    {"potential", "engine", "agreement", "native", "rewriting", "batching", "summation"},
     {"kernels"},
     {"mcmc", "draws", "objectives", "logz", "export"},
     {"zoo"},
