@@ -130,14 +130,15 @@ def test_a_random_function_is_told():
 def test_a_model_that_multiplies_rounding_runs_as_native_code():
     """The covariance of this Gaussian process has a condition number of 1e10."""
     model = posterior("gp_pois_regr").model
-    short = ebm.MCMC(model, 1, 40, 64, compile=False, disable_progbar=True)
+    kernel = ebm.kernels.ChEES(model)
+    short = ebm.MCMC(kernel, 1, 40, 64, compile=False, disable_progbar=True)
     short.run()
-    kernel, potential = ebm.kernels.ChEES(step_size=0.05, length=2.0), Potential.of(model)
-    state = kernel.init(potential, short.state.z)
-    runner = Runner(kernel, potential, state, 1000, True)
+    state = short.state._replace(length=16 * short.state.step_size)
+    runner = Runner(kernel, Potential.of(model), state, 1000, True)
     assert runner.rung.name == "native"
     native = runner.rung.fn
-    args = state, kernel.noise(state, torch.Generator().manual_seed(0), 1)
+    momentum, uniform, jitter = kernel.noise(state, torch.Generator().manual_seed(0), 1)
+    args = state, (momentum, uniform, torch.ones_like(jitter))
     check_native(native, native.once, args)
     with pytest.raises(RuntimeError, match="other numbers"):
         check(native(*args), native.once(*args))
