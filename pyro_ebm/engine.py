@@ -8,7 +8,8 @@ rung        what runs
 =========== ====================================================================================
 eager       the function itself
 graph       the ATen graph of it, traced once, with the same numbers bit for bit
-native      a whole loop of steps compiled by inductor, with the same numbers to rounding
+native      a whole loop of steps compiled by inductor, with the same numbers to rounding, and to
+            what the step itself makes of rounding
 =========== ====================================================================================
 
 Each rung is checked once against the one below, on real input. A rung that cannot be reached costs
@@ -39,6 +40,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from .agreement import check, check_native
 from .dynamo import check_rows, compiled_by_dynamo, scan_by_dynamo
 from .layout import copy_in_order, memory_order, restored, stored
 from .native import (
@@ -97,7 +99,7 @@ def trace(fn: Callable, args: tuple) -> Rung[Callable]:
     with torch.no_grad():
         try:
             graph = Graph(fn, args)
-            _check(graph(*args), fn(*args))
+            check(graph(*args), fn(*args))
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
             reason = f"tracing stopped at: {_first_line(error)}"
             warnings.warn(f"this run stays eager, because {reason}", stacklevel=2)
@@ -256,7 +258,7 @@ def compile_function(
             raise RuntimeError(f"{size} operations are too many")
         with fast_building():
             compiled = graph.compiled(args)
-        _check(native(*args), graph(*args))
+        check_native(native, graph, args)
     except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
         reason = f"compiling stopped at: {_first_line(error)}"
         warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
@@ -286,7 +288,7 @@ def compile_scan(
     try:
         with torch.no_grad():
             native = _Scan(step, carry, one)
-            _check(native(carry, one), native.once(carry, one))
+            check_native(native, native.once, (carry, one))
     except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
         reason = f"compiling stopped at: {_first_line(error)}"
         warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
@@ -396,22 +398,6 @@ def _fresh(carry: tuple, orders: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
     """
     leaves = (leaf for leaf in tree_leaves(carry) if isinstance(leaf, Tensor))
     return tuple(map(copy_in_order, leaves, orders))
-
-
-def _check(got: Any, expected: Any) -> None:  # noqa: ANN401
-    """Raises if a rung does not give what the one below gave, to the coarsest precision in it."""
-    pairs = [
-        (new, old)
-        for new, old in zip(tree_leaves(got), tree_leaves(expected), strict=True)
-        if isinstance(old, Tensor)
-    ]
-    of_numbers = [torch.finfo(old.dtype).eps for _, old in pairs if old.is_floating_point()]
-    coarsest = max(of_numbers, default=0.0)
-    for new, old in pairs:
-        eps = coarsest if old.is_floating_point() else 0.0
-        scale = old.abs().max().item() if eps and old.numel() else 0.0
-        if not torch.allclose(new, old, rtol=eps**0.5, atol=100 * eps * scale, equal_nan=True):
-            raise RuntimeError("the graph gives other numbers than the model: is it random?")
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ LAYERS = [
         "discrete",
         "latents",
         "engine",
+        "agreement",
         "native",
         "dynamo",
         "rewriting",

@@ -19,10 +19,12 @@ from .hamiltonian import accept, trajectory
 from .metric import Metric
 from .transition import Info, State, normal_like, uniform_like
 
-POWER = 0.75
+POWER = 0.5
 """The power of the length by which the criterion is divided. Undivided it has a maximum in every
 later period too and runs off along curved ridges; divided by the length itself, the draws are so
-close to one another that means are worth less than variances."""
+close to one another that means are worth less than variances. Of 1/2 and 3/4, the former gave
+more effective draws of the worst coordinate, by up to a quarter, for as many gradients or fewer
+per effective draw."""
 
 SETTLING_STEPS = 20
 """The most leapfrog steps while chains may still be far out. After that each window allows four
@@ -69,7 +71,7 @@ class ChEES(Kernel):
     (:mod:`~pyro_ebm.kernels.metric`), around the mean :math:`m`,
 
     .. math::
-        \max_T \; \mathbb{E} \left[ \frac{1}{4 \, t^{3/4}} \left( |w'|^2 - |w|^2 \right)^2
+        \max_T \; \mathbb{E} \left[ \frac{1}{4 \, \sqrt{t}} \left( |w'|^2 - |w|^2 \right)^2
         \right], \qquad w = A^{-1} (x - m),
 
     with the gradient along the trajectory, weighted by acceptance and pooled over chains. It
