@@ -34,8 +34,8 @@ torch.set_num_threads(1)  # tensors this small gain nothing from a second thread
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
 NUM_PARTICLES, NUM_DIMS, TRAP = 7, 3, 0.5
-TEMPERATURES = [1.0, 0.9] if args.smoke else [2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25]
-NUM_CHAINS, NUM_SAMPLES, WARMUP = (32, 40, 80) if args.smoke else (64, 400, 150)
+TEMPERATURES = [1.0, 0.9] if args.smoke else [2.0, 1.4, 1.0, 0.7, 0.5]
+NUM_CHAINS, NUM_SAMPLES, WARMUP = (32, 40, 80) if args.smoke else (48, 150, 100)
 
 
 def sweep(energy):
