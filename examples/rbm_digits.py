@@ -26,11 +26,13 @@ args = parser.parse_args()
 
 torch.set_num_threads(1)  # matrices this small gain nothing from a second thread
 torch.manual_seed(0)
-BATCH, EPOCHS = 128, 6 if args.smoke else 150
+BATCH, EPOCHS = 128, 6 if args.smoke else 300
 
 digits = ebm.datasets.digits(binarize=True)
 train, test = digits.train.flatten(1), digits.test.flatten(1)
-PLAN = Training(num_steps=EPOCHS * len(train) // BATCH, batch_size=BATCH, lr=0.03)
+PLAN = Training(
+    num_steps=EPOCHS * len(train) // BATCH, batch_size=BATCH, lr=0.03, betas=(0.5, 0.999)
+)
 
 
 def fit(energy, complete=lambda v: v):
