@@ -333,7 +333,7 @@ def test_choice_is_exact_then_quadrature_then_walkers():
     energy = Gaussian(torch.zeros(2), 1.0)
     assert logz.estimate(Boltzmann(energy)) == logz.LogZ(
         *[math.log(2 * math.pi), 0.0, math.inf, math.log(2 * math.pi), math.log(2 * math.pi)],
-        "exact",
+        "exact: Gaussian.log_z",
     )
     assert logz.estimate(Boltzmann(energy, temperature=3.0)).method == "quadrature"
     four = Gaussian(torch.zeros(4), tensor([1.0, 0.5, 2.0, 10.0]))
@@ -413,15 +413,8 @@ WRONG = {
     r"x must have shape \(n, \*batch, \*event\)": lambda: logz.held_out(
         TARGET(), torch.zeros(5, 2), logz.quadrature(TARGET())
     ),
-    "is discrete, and a path": lambda: logz.smc(
-        Boltzmann(lambda x: x, event_shape=(), support=constraints.boolean)
-    ),
-    "is discrete": lambda: logz.estimate(
-        Boltzmann(
-            lambda x: x.sum(-1),
-            event_shape=(3,),
-            support=constraints.independent(constraints.boolean, 1),
-        )
+    "kernel and base must be None, as support Boolean.* is discrete": lambda: logz.smc(
+        Boltzmann(lambda x: x, event_shape=(), support=constraints.boolean), kernel=MALA()
     ),
 }
 

@@ -60,6 +60,7 @@ class ChainCRF(DiscreteEnergy):
 
     has_log_z = True
     has_sample = True
+    linear_in = ("unary", "transitions")
 
     def __init__(self, unary: Tensor, transitions: Tensor, lengths: Tensor | None = None) -> None:
         if unary.dim() < 2 or unary.shape[-1] < 2:

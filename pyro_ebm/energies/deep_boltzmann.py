@@ -83,6 +83,12 @@ class DBM(DiscreteEnergy):
         return cls(weights, [torch.nn.Parameter(torch.zeros(size)) for size in sizes])
 
     @property
+    def linear_in(self) -> tuple[str, ...]:
+        """The names of weights and biases: the energy is linear in them."""
+        weights = [f"weight_{i}" for i in range(len(self.sizes) - 1)]
+        return (*weights, *(f"bias_{i}" for i in range(len(self.sizes))))
+
+    @property
     def weights(self) -> list[Tensor]:
         """The weights between each layer and the next."""
         return [getattr(self, f"weight_{i}") for i in range(len(self.sizes) - 1)]

@@ -39,6 +39,8 @@ class BoltzmannMachine(DiscreteEnergy):
         (tensor(-2.), tensor(2.3408))
     """
 
+    linear_in = ("weights", "bias")
+
     def __init__(
         self,
         weights: Tensor,

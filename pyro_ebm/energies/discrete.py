@@ -54,6 +54,10 @@ class DiscreteEnergy(Energy):
         tensor([-1.,  1.,  1.])
     """
 
+    linear_in: tuple[str, ...] = ()
+    """The names of all its parameters, if the energy is linear in them together: at a temperature
+    T it is then the same energy with these over T, and so is its log Z."""
+
     def __init__(
         self,
         event_shape: Sequence[int],

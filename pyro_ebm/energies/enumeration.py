@@ -11,6 +11,7 @@ __all__ = [
     "count_points",
     "enumerate_points",
     "log_sum_of_booleans",
+    "log_sum_of_points",
     "random_points",
 ]
 
@@ -103,6 +104,40 @@ def random_points(
     size = shape[-1] if alphabet.one_hot else alphabet.size
     places = torch.randint(size, (*batch, *sites), device=like.device)
     return alphabet.decode(places, like, size)
+
+
+@torch.no_grad()
+def log_sum_of_points(
+    log_weight: Callable[[Tensor], Tensor],
+    support: constraints.Constraint,
+    event_shape: Sequence[int],
+    like: Tensor,
+) -> Tensor:
+    r"""Sums over all points of a support, block by block, in bounded memory and float64.
+
+    .. math:: \log \sum_x \exp f(x)
+
+    Args:
+        log_weight: The function f, from points ``(n, *event)`` to nats ``(n,)``.
+        support: The support of one point, as in :func:`enumerate_points`.
+        event_shape: The shape of one point.
+        like: A tensor whose dtype and device the points have.
+
+    Returns:
+        The sum in nats, without a gradient.
+    """
+    alphabet, num_points = alphabet_of(support), count_points(support, event_shape)
+    shape = torch.Size(event_shape)
+    sites = shape[:-1] if alphabet.one_hot else shape
+    size = shape[-1] if alphabet.one_hot else alphabet.size
+    rows = max(1, _BLOCK // max(shape.numel(), 1))
+    total = torch.full((), -torch.inf, dtype=torch.float64, device=like.device)
+    for start in range(0, num_points, rows):
+        stop = min(start + rows, num_points)
+        places = _digits(start, stop, size, sites.numel(), like.device)
+        points = alphabet.decode(places.reshape(-1, *sites), like, size)
+        total = torch.logaddexp(total, log_weight(points).double().logsumexp(0))
+    return total
 
 
 def check_number_of_terms(size: int, units: str) -> None:

@@ -113,6 +113,8 @@ class IsingGraph(_Graph):
         (tensor(-0.5000), tensor(2.3359))
     """
 
+    linear_in = ("coupling", "field")
+
     def __init__(self, edges: Tensor, coupling: float | Tensor, field: Tensor) -> None:
         if field.dim() != 1:
             raise ValueError(f"field must have shape (S,), got {tuple(field.shape)}")
@@ -208,6 +210,8 @@ class MarkovRandomField(_Graph):
         >>> field(torch.zeros(5, 4)), field.log_z().shape
         (tensor([-2., -2., -2., -2., -2.]), torch.Size([5]))
     """
+
+    linear_in = ("unary", "pairwise")
 
     def __init__(self, unary: Tensor, edges: Tensor, pairwise: Tensor) -> None:
         if unary.dim() < 2 or unary.shape[-1] < 2:

@@ -29,6 +29,8 @@ from .kaufman import log_z_of_torus
 class _Lattice(DiscreteEnergy):
     """A coupling between neighbours on a grid, and a field."""
 
+    linear_in = ("coupling", "field")
+
     def __init__(
         self,
         shape: Sequence[int],

@@ -4,6 +4,8 @@ from .annealing import ais
 from .automatic import estimate, evidence
 from .base import LogZ, Rungs
 from .bridge import bridge
+from .discrete import DiscretePath
+from .exact import exact
 from .flow import flow
 from .held_out import held_out
 from .importance import importance
@@ -14,6 +16,7 @@ from .smc import smc
 from .thermodynamic import stepping_stone, thermodynamic
 
 __all__ = [
+    "DiscretePath",
     "LogZ",
     "Path",
     "Plan",
@@ -22,6 +25,7 @@ __all__ = [
     "bridge",
     "estimate",
     "evidence",
+    "exact",
     "flow",
     "held_out",
     "importance",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["estimate", "evidence"]
 
-import math
 from collections.abc import Callable
 
 from torch.distributions import biject_to
@@ -12,6 +11,7 @@ from torch.distributions import biject_to
 from ..distributions import Boltzmann
 from ..potential import Model
 from .base import LogZ
+from .exact import known
 from .integration import quadrature
 from .plan import Plan, plan
 from .smc import smc
@@ -23,7 +23,7 @@ def estimate(target: Boltzmann | Plan) -> LogZ:
     ========================================  ==================================================
     the target                                the estimator
     ========================================  ==================================================
-    log Z is known                            none: the value, without error
+    log Z is known, or a sum over few         :func:`~pyro_ebm.logz.exact`
     up to three unconstrained dimensions      :func:`~pyro_ebm.logz.quadrature`, unless the
                                               density is too sharp for its grid
     else, and of a :func:`plan`               :func:`~pyro_ebm.logz.smc`, with its bracket
@@ -39,7 +39,7 @@ def estimate(target: Boltzmann | Plan) -> LogZ:
         UserWarning: If the bracket does not close.
 
     Raises:
-        ValueError: If the distribution has a batch or a discrete support, and whatever
+        ValueError: If the distribution has a batch, and whatever
             :func:`~pyro_ebm.logz.plan` raises.
 
     Example:
@@ -52,18 +52,11 @@ def estimate(target: Boltzmann | Plan) -> LogZ:
     """
     if isinstance(target, Plan):
         return smc(target)
-    if target.batch_shape:
-        raise ValueError(
-            f"log Z is of one distribution, got batch_shape {tuple(target.batch_shape)}"
-        )
-    if target.is_normalized:
-        value = float(target.log_z)
-        return LogZ(value, 0.0, math.inf, value, value, "exact")
+    found = known(target)
+    if found is not None:
+        return found
     if target.support.is_discrete:
-        raise ValueError(
-            f"support {target.support} is discrete, and the path from a normal is not: sum over "
-            "its points"
-        )
+        return smc(target)
     shape = biject_to(target.support).inverse_shape(target.event_shape)
     if 1 <= shape.numel() <= 3:
         try:

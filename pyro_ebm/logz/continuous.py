@@ -9,7 +9,7 @@ it covers what the draws do, somewhat more widely.
 
 from __future__ import annotations
 
-__all__ = ["ContinuousPath", "ContinuousWalkers", "affine"]
+__all__ = ["ContinuousPath", "ContinuousWalkers", "affine", "draws_exactly"]
 
 import math
 from collections.abc import Callable
@@ -88,7 +88,7 @@ class ContinuousPath(Path):
         self.base = base
         self.loc, self.tril = affine(draws, widened=True)
         self.log_volume = self.tril.diagonal().log().sum()
-        self.exact = boltzmann is not None and _draws_exactly(boltzmann)
+        self.exact = boltzmann is not None and draws_exactly(boltzmann)
         self.step_size = kernel.step_size if kernel.adapt_step_size else None
         self.target_accept_prob = kernel.target_accept_prob
         self._graphs: dict[int, ValueAndGrad] = {}
@@ -262,7 +262,8 @@ def affine(draws: Tensor, *, widened: bool) -> tuple[Tensor, Tensor]:
     return loc.to(draws), tril.to(draws)
 
 
-def _draws_exactly(boltzmann: Boltzmann) -> bool:
+def draws_exactly(boltzmann: Boltzmann) -> bool:
+    """Whether draws of it are exact: those of an energy that knows how, at temperature one."""
     energy, temperature = boltzmann.energy, boltzmann.temperature
     cold = not isinstance(temperature, Tensor) and temperature == 1.0
     return (

@@ -1,0 +1,253 @@
+"""log Z of discrete targets by walkers: the path is what it says, the estimates are right."""
+
+import json
+import math
+import pathlib
+
+import pyro
+import pytest
+import torch
+from discrete_cases import DISCRETE, uneven
+from laws import assert_close
+from torch import tensor
+from torch.distributions import Categorical, constraints
+
+from pyro_ebm import Boltzmann, logz
+from pyro_ebm.energies import RBM, ChainCRF, Ising, MarkovRandomField, Potts
+from pyro_ebm.energies.enumeration import enumerate_points
+from pyro_ebm.kernels.transition import seeded_generator
+from pyro_ebm.logz.path import taken
+
+DIGITS = json.loads((pathlib.Path(__file__).parent / "data" / "rbm_digits.json").read_text())
+DIGITS_LOG_Z = 51.31900717
+TEMPERATURE = 1.3
+NUM = 20_000
+WALKERS = [logz.ais, logz.smc, logz.thermodynamic, logz.stepping_stone]
+
+TARGETS = {
+    **{name: build for name, build in DISCRETE.items() if "3x3" not in name},
+    "potts_ring": lambda: (Potts((5,), 3, 0.6, uneven(15, -0.4, 0.5).reshape(5, 3)), {}),
+    "rbm_4+3": lambda: (
+        RBM(uneven(12, -1.6, 1.9).reshape(4, 3), uneven(4, -1.0, 0.6), uneven(3, -0.6, 0.9)),
+        {},
+    ),
+}
+
+
+def path_to(name, temperature, uniform):
+    energy, told = TARGETS[name]()
+    path = logz.DiscretePath(Boltzmann(energy, temperature=temperature, **told))
+    shape = (*path.sites, path.num_values)
+    logits = uneven(math.prod(shape), -0.7, 0.9).reshape(shape)
+    return (
+        path
+        if uniform
+        else logz.DiscretePath(Boltzmann(energy, temperature=temperature, **told), logits)
+    )
+
+
+def all_points(path):
+    law = path.boltzmann
+    return path.locate(enumerate_points(law.support, law.event_shape, torch.zeros(())))
+
+
+def base_log_prob(path, points):
+    """Of independent sites, from the base's own definition."""
+    if path.logits is None:
+        return -torch.full((len(points),), path.sites.numel() * math.log(path.num_values))
+    one_hot = path.alphabet.encode(points).unsqueeze(-1) == torch.arange(path.num_values)
+    return (path.logits.double() * one_hot).reshape(len(points), -1).sum(-1)
+
+
+def feature(walkers):
+    z = walkers.z.flatten(1).double()
+    weighted = z @ (torch.arange(z.shape[1]) * 0.37 + 0.2).cos().double()
+    return torch.stack([walkers.excess, weighted, weighted.square()], -1)
+
+
+every = pytest.mark.parametrize("name", TARGETS)
+bases = pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "fitted"])
+
+
+@every
+@bases
+def test_excess_adds_up_to_log_z(name, uniform):
+    path = path_to(name, TEMPERATURE, uniform)
+    points = all_points(path)
+    log_p = base_log_prob(path, points.z)
+    assert log_p.logsumexp(0).item() == pytest.approx(0.0, abs=1e-5)
+    energy, told = TARGETS[name]()
+    exact = logz.exact(Boltzmann(energy, temperature=TEMPERATURE, **told)).value
+    assert (log_p - points.excess).logsumexp(0).item() == pytest.approx(exact, abs=1e-5)
+
+
+@every
+@bases
+@pytest.mark.parametrize("temperature", [1.0, TEMPERATURE])
+def test_moves_leave_the_law_between_invariant(name, uniform, temperature):
+    path = path_to(name, temperature, uniform)
+    generator = seeded_generator(torch.device("cpu"))
+    points = all_points(path)
+    log_base = base_log_prob(path, points.z)
+    halves = []
+    for beta in (0.35, 0.8):
+        law = Categorical(logits=log_base - beta * points.excess)
+        start = taken(points, law.sample((NUM // 2,)))
+        halves.append((beta, law.probs, start))
+    start = type(points)(*map(torch.cat, zip(*(h[2] for h in halves), strict=True)))
+    each = tensor([h[0] for h in halves], dtype=torch.float64).repeat_interleave(NUM // 2)
+    moved, accept_prob = path.move(start, each, each, 1, generator)
+    assert (accept_prob == 1).all()
+    assert torch.equal(path.locate(moved.z).excess, moved.excess)
+    for rows, (beta, probs, begin) in zip(torch.arange(NUM).chunk(2), halves, strict=True):
+        exact = probs.double() @ feature(points)
+        by_each = feature(taken(moved, rows))
+        assert_close(by_each.mean(0), exact, by_each.std(0) / math.sqrt(len(rows)))
+        together, _ = path.move(begin, tensor(beta, dtype=torch.float64), each, 1, generator)
+        by_one = feature(together)
+        assert_close(by_one.mean(0), exact, by_one.std(0) / math.sqrt(len(rows)))
+
+
+@every
+@bases
+def test_base_is_drawn_from_as_it_is_counted(name, uniform):
+    path = path_to(name, 1.0, uniform)
+    points, drawn = all_points(path), path.draw_base(NUM, seeded_generator(torch.device("cpu")))
+    exact = base_log_prob(path, points.z).exp().double()
+    for fn in (feature, lambda w: feature(w).square()):
+        assert_close(fn(drawn).mean(0), exact @ fn(points), fn(drawn).std(0) / math.sqrt(NUM))
+
+
+LARGER = {
+    "ising 3x3": lambda: (Boltzmann(Ising((3, 3), 0.44068679350977)), 9.020213400944),
+    "ising 4x4": lambda: (Boltzmann(Ising((4, 4), 0.3)), 12.785523325714),
+    "ising 4x4 at T": lambda: (Boltzmann(Ising((4, 4), 0.6), temperature=2.0), 12.785523325714),
+    "ising with a field": lambda: known(Ising((4, 4), 0.3, uneven(16, -0.1, 0.9).reshape(4, 4))),
+    "potts": lambda: (Boltzmann(Potts((3, 3), 3, math.log(1 + math.sqrt(3)))), 19.688939731847),
+    "chain": lambda: known(
+        ChainCRF(uneven(30, -0.8, 0.7).reshape(10, 3), uneven(9, -0.4, 0.9).reshape(3, 3))
+    ),
+    "labels": lambda: known(
+        MarkovRandomField(
+            uneven(30, -1.4, 1.5).reshape(10, 3),
+            torch.stack([torch.arange(9), torch.arange(1, 10)], -1),
+            uneven(81, -0.8, 0.9).reshape(9, 3, 3),
+        )
+    ),
+    "rbm": lambda: known(
+        RBM(uneven(96, -1.6, 1.9).reshape(16, 6), uneven(16, -1.0, 0.6), uneven(6, -0.6, 0.9))
+    ),
+    "rbm at T": lambda: known(
+        RBM(uneven(36, -1.6, 1.9).reshape(9, 4), uneven(9, -1.0, 0.6), uneven(4, -0.6, 0.9)), 2.0
+    ),
+    "plain spins": lambda: known(*DISCRETE["curved_spins"]()),
+}
+
+
+def known(energy, told=1.0):
+    told = {"temperature": told} if isinstance(told, float) else told
+    law = Boltzmann(energy, **told)
+    return law, logz.exact(law).value
+
+
+EVERY = {"ising 4x4 at T", "ising with a field"}
+"""The targets of which every estimator is tried; of the others one, in turn."""
+
+PAIRS = [
+    pytest.param(name, estimator, id=f"{name}-{estimator.__name__}")
+    for i, name in enumerate(LARGER)
+    for k, estimator in enumerate(WALKERS)
+    if name in EVERY or i % len(WALKERS) == k
+]
+
+
+@pytest.mark.parametrize(("name", "estimator"), PAIRS)
+def test_estimators_are_right_within_their_error(name, estimator):
+    target, exact = LARGER[name]()
+    pyro.set_rng_seed(11)
+    z = estimator(target)
+    assert_close(z.value, exact, z.std_error)
+    assert z.std_error < 0.15
+    assert z.lower - 3 * z.std_error < exact < z.upper + 3 * z.std_error
+    assert z.num_gradients > 0
+
+
+def test_critical_torus():
+    pyro.set_rng_seed(2)
+    z = logz.ais(Boltzmann(Ising((8, 8), 0.44)), num_chains=128)
+    assert_close(z.value, 60.076307527215, z.std_error)
+    assert z.std_error < 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "exact"), [(16, 238.642256635133), (32, 952.648079548543)])
+def test_large_critical_torus(side, exact):
+    pyro.set_rng_seed(2)
+    z = logz.smc(Boltzmann(Ising((side, side), 0.44068679350977)), conditional_ess=0.99)
+    assert abs(z.value - exact) < min(3 * z.std_error, 0.1)
+    assert z.lower < exact < z.upper
+
+
+def digits():
+    return Boltzmann(RBM(*(tensor(DIGITS[name]) for name in "Wbc")))
+
+
+def test_digits_from_a_fitted_base():
+    pyro.set_rng_seed(4)
+    made = logz.plan(digits())
+    far = logz.scout(logz.DiscretePath(digits()), torch.Generator().manual_seed(0))
+    assert made.path.logits is not None
+    assert made.lengths[-1] < far.lengths[-1]
+    z = logz.smc(made, num_particles=1024)
+    assert_close(z.value, DIGITS_LOG_Z, z.std_error)
+
+
+def test_data_give_the_base_and_the_hidden_units_follow():
+    pyro.set_rng_seed(5)
+    energy = RBM(uneven(96, -1.6, 1.9).reshape(16, 6), uneven(16, -1.0, 0.6), uneven(6, -0.6, 0.9))
+    target = Boltzmann(energy)
+    draws = target.sample((500,))
+    made = logz.plan(target, draws=draws)
+    assert made.path.logits.shape == (22, 2)
+    shares = made.path.logits.exp()[..., 1]
+    given = torch.cat([draws, energy.hidden_given_visible(draws).mean], -1).mean(0)
+    spread = 5 * 0.5 / math.sqrt(500)
+    assert ((shares - (0.05 + 0.9 * given)).abs() < spread).all()
+    z = logz.stepping_stone(made)
+    assert_close(z.value, logz.exact(target).value, z.std_error)
+
+
+def test_exact_draws_are_used_in_reverse():
+    energy = ChainCRF(uneven(30, -0.8, 0.7).reshape(10, 3), uneven(9, -0.4, 0.9).reshape(3, 3))
+    path = logz.DiscretePath(Boltzmann(energy))
+    assert path.exact
+    assert not logz.DiscretePath(Boltzmann(energy, temperature=2.0)).exact
+    z = path.draw_target(NUM).z
+    marginals = energy.marginals()[..., 1:].double()
+    share = torch.stack([(z == k).double().mean(0) for k in (1, 2)], -1)
+    assert_close(share, marginals, (marginals * (1 - marginals) / NUM).sqrt())
+
+
+WRONG = {
+    r"logits must have shape \(3, 3, 2\)": lambda: logz.DiscretePath(
+        Boltzmann(Ising((3, 3), 0.2)), torch.zeros(3, 3)
+    ),
+    "must be booleans, spins, integers": lambda: logz.DiscretePath(
+        Boltzmann(lambda x: x**2, event_shape=())
+    ),
+    "kernel and base must be None": lambda: logz.plan(
+        Boltzmann(Ising((3, 3), 0.2)), base=torch.distributions.Bernoulli(0.5)
+    ),
+    r"draws must have shape \(n, \*event\)": lambda: logz.plan(
+        Boltzmann(Ising((3, 3), 0.2)), draws=torch.ones(5, 9)
+    ),
+    "must be booleans, spins": lambda: logz.smc(
+        Boltzmann(lambda x: x, event_shape=(), support=constraints.nonnegative_integer)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_refuses_and_names_the_argument(message):
+    with pytest.raises(ValueError, match=message):
+        WRONG[message]()
