@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -277,3 +278,23 @@ def test_tails_of_a_flow_are_not_beyond_measure():
     x = law(2000)
     gaps = law.log_prob(x) - model.log_prob(x).value
     assert abs(found.value - gaps.mean()) < 5 * gaps.std() / math.sqrt(len(x))
+
+
+def test_machine_keeps_the_contract_of_a_model():
+    x = skewed_bits(100)
+
+    def draws():
+        pyro.set_rng_seed(3)
+        return RBM((2, 3), 2, Training(num_steps=5), num_sweeps=4).fit(x, progress=False).sample(9)
+
+    pyro.param("mine", torch.zeros(()))
+    assert torch.equal(draws(), draws())
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    model = RBM((2, 3), 2)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        model.sample(3)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        model.log_prob(x)
+    for bad, message in ((x / 2, "zeros and ones"), (x[:, :1], "must have shape"), (x[:1], "2")):
+        with pytest.raises(ValueError, match=message):
+            model.fit(bad, progress=False)
