@@ -10,6 +10,7 @@ from torch.distributions import biject_to
 
 from ..distributions import Boltzmann
 from ..potential import Model
+from .annealing import ais
 from .base import LogZ
 from .exact import known
 from .integration import quadrature
@@ -26,6 +27,8 @@ def estimate(target: Boltzmann | Plan) -> LogZ:
     log Z is known, or a sum over few         :func:`~pyro_ebm.logz.exact`
     up to three unconstrained dimensions      :func:`~pyro_ebm.logz.quadrature`, unless the
                                               density is too sharp for its grid
+    a discrete support                        :func:`~pyro_ebm.logz.ais`, with its bracket:
+                                              sweeps are cheap, and many rungs serve them best
     else, and of a :func:`plan`               :func:`~pyro_ebm.logz.smc`, with its bracket
     ========================================  ==================================================
 
@@ -56,7 +59,7 @@ def estimate(target: Boltzmann | Plan) -> LogZ:
     if found is not None:
         return found
     if target.support.is_discrete:
-        return smc(target)
+        return ais(target)
     shape = biject_to(target.support).inverse_shape(target.event_shape)
     if 1 <= shape.numel() <= 3:
         try:
