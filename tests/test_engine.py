@@ -17,7 +17,7 @@ import pyro_ebm as ebm
 from pyro_ebm.energies import MLP
 from pyro_ebm.engine import Rung, compile_scan, loop, trace
 from pyro_ebm.kernels import HMC, MALA, recall
-from pyro_ebm.kernels.acceleration import Runner
+from pyro_ebm.kernels.acceleration import WORTH_TRACING, Runner
 from pyro_ebm.potential import Potential
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
@@ -27,7 +27,7 @@ def end_of_run(kernel, target, compile, num_steps=8):
     pyro.set_rng_seed(3)
     potential = Potential.of(target)
     state = kernel.init(potential, potential.initialize(16))
-    runner = Runner(kernel, potential, state, 200, compile)
+    runner = Runner(kernel, potential, state, WORTH_TRACING, compile)
     generator = torch.Generator().manual_seed(4)
     *_, (state, history) = runner.run(state, num_steps, generator)
     return state, history.info, runner.rung

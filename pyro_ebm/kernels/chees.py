@@ -23,8 +23,8 @@ POWER = 0.5
 """The power of the length by which the criterion is divided. Undivided it has a maximum in every
 later period too and runs off along curved ridges; divided by the length itself, the draws are so
 close to one another that means are worth less than variances. Of 1/2 and 3/4, the former gave
-more effective draws of the worst coordinate, by up to a quarter, for as many gradients or fewer
-per effective draw."""
+5 to 20 % more effective draws for a gradient on most targets tried and a lower R-hat, and on
+a banana the same within what seeds differ by."""
 
 SETTLING_STEPS = 20
 """The most leapfrog steps while chains may still be far out. After that each window allows four
