@@ -22,9 +22,10 @@ from .transition import Info, State, blocks, run
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
 
-WORTH_COMPILING = 15.0
-"""The seconds of steps to come above which the seven that compiling takes are well spent: twice
-as many, since the first trajectories are longer than those to come."""
+WORTH_COMPILING = 30.0
+"""The seconds of steps to come above which the seven that compiling takes are well spent: four
+times as many, since the first trajectories are longer than those to come (kidscore_momiq, arK and
+blr of posteriordb, foreseen to take 15 to 30 seconds, took less than six)."""
 
 SECONDS_PER_OPERATION = 4e-6
 SECONDS_PER_BYTE = 2e-10
