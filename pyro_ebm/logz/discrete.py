@@ -41,6 +41,10 @@ class DiscretePath(Path):
     costs no more than one of the visible: the base is over both. At a temperature other than one
     the two are not the same law, and the visible units are swept one by one.
 
+    A sweep moves single sites, and takes long to turn a domain of a lattice at its critical point:
+    there the draws of the target behind an upper bound may not have mixed, and the bracket may
+    close beside the truth.
+
     Args:
         boltzmann: The target, over an alphabet.
         logits: The log probabilities :math:`f` of the values of each site in the base, normalised
