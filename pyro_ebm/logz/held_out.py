@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import Boltzmann
-from ..metrics import Estimate
+from ..metrics.base import Estimate
 from .base import LogZ
 
 
