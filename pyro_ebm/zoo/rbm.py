@@ -74,7 +74,8 @@ class RBM(Generative):
         for name, value in given.items():
             if value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, got {value}")
-        self.training_plan = Training(4000, lr=0.01) if training is None else training
+        plan = Training(3000, lr=0.03, betas=(0.5, 0.999)) if training is None else training
+        self.training_plan = plan
         self.num_sweeps = num_sweeps
         self.energy = Machine.initial(self.event_shape.numel(), num_hidden)
         self.objective = PersistentCD(Gibbs(), num_chains)
