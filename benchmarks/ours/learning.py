@@ -16,6 +16,8 @@ from pyro_ebm.kernels import ULA
 
 RESTARTED = 0.2
 """The share of moved chains that begin at data: what the guide advises for a short training."""
+AHEAD = 4
+"""The updates of a generator for each of the energy that it plays against."""
 
 
 class Flow(nn.Module):
@@ -56,9 +58,19 @@ def fce(energy, data):
 
 
 def adversarial(energy, data):
+    """The generator keeps ahead: so many updates of its own, and fast ones, for each of E."""
     flow = Flow(data)
+    ahead = torch.optim.Adam(flow.parameters(), lr=1e-2)
     it, p = o.Adversarial(flow, cell.CHAINS), ebm.Boltzmann(energy, event_shape=(2,))
-    return lambda x: -it.surrogate(p, x).mean(), [*flow.parameters()]
+
+    def loss(x):
+        for _ in range(AHEAD):
+            ahead.zero_grad()
+            (-it.surrogate(p, x).mean()).backward(inputs=[*flow.parameters()])
+            ahead.step()
+        return -it.surrogate(p, x).mean()
+
+    return loss, []
 
 
 def ula():
