@@ -65,6 +65,7 @@ SAMPLERS = [
     ours("ChEES", 64),
     ours("ChEES", 1024),
     ours("ChEES", 1024, compile=True),
+    ours("ChEES", 64, metric_rank=100),
     ours("ChEES", 1024, metric_rank=100),
     ours("ChEES", 1024, compile=True, metric_rank=100),
     ours("NUTS", 64, compile=True),
