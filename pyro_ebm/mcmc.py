@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.api import AbstractMCMC
@@ -30,6 +29,7 @@ from .kernels.gibbs import Gibbs
 from .kernels.transition import seeded_generator, statistics
 from .layout import cat_in_order, chains_innermost
 from .potential import Model
+from .printing import summary_table
 
 HANDED_OVER_STEPS = 64
 HANDED_OVER_NUMBERS = 2**23
@@ -276,21 +276,7 @@ class MCMC(AbstractMCMC):
         Args:
             prob: The probability within the printed equal-tailed interval.
         """
-        low, high = (1 - prob) / 2, (1 + prob) / 2
-        rows = [["", "mean", "std", f"{low:.1%}", "50.0%", f"{high:.1%}", "n_eff", "r_hat"]]
-        checks = self.diagnostics()
-        for name, draws in self.get_samples().items():
-            values = draws.double().reshape(len(draws), -1)
-            quantiles = torch.from_numpy(
-                np.quantile(values.cpu().numpy(), [low, 0.5, high], axis=0)
-            ).to(values)
-            columns = [values.mean(0), values.std(0), *quantiles]
-            columns += [checks[name][key].flatten() for key in ("n_eff", "r_hat")]
-            for i, row in enumerate(torch.stack(columns, dim=1).tolist()):
-                rows.append([_label(name, draws.shape[1:], i), *(f"{v:.2f}" for v in row)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)))  # noqa: T201
+        print(summary_table(self.get_samples(), self.diagnostics(), prob))  # noqa: T201
         num_divergences = int(self.draws.totals()["diverging"].sum())
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
         if num_rejoined := int(self.rejoined.sum()):
@@ -309,10 +295,3 @@ def _hand_over(draws: Draws, waiting: list[History]) -> None:
         joined = {name: cat_in_order([one[name] for one in stats]) for name in stats[0]}
         draws.append(cat_in_order([history.z for history in waiting]), joined)
         waiting.clear()
-
-
-def _label(name: str, shape: torch.Size, flat_index: int) -> str:
-    if not shape:
-        return name
-    index = torch.unravel_index(torch.tensor(flat_index), shape)
-    return f"{name}[{','.join(str(i.item()) for i in index)}]"

@@ -41,6 +41,7 @@ APART = {
     "diagnostics": set(),
     "version": set(),
     "layout": set(),
+    "printing": set(),
     "plotting": {"energies"},
 }
 """Units that anybody may import, and all that they may import themselves."""
