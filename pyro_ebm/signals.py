@@ -49,6 +49,8 @@ class Signals:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        if error is None:
+            self.deliver()  # what came after the last block
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
