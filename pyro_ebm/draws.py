@@ -9,7 +9,7 @@ x)^2` takes in a block of :math:`n'` more, in float64, whatever is kept of them:
 
 from __future__ import annotations
 
-__all__ = ["Draws", "Moments"]
+__all__ = ["Draws", "Moments", "refuse_draws"]
 
 import io
 import json
@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -66,9 +66,12 @@ class Draws:
             *shape)`` for each site and statistic, and ``draws.json``, which says what is there.
             Each :meth:`append` is on the disk when it returns, at the cost of some milliseconds
             and of the moments written anew: let blocks be long.
+        going_on: What :meth:`state_dict` of draws like these returned; nothing of the store but
+            what that had counts, and with ``{}`` nothing at all.
 
     Raises:
-        ValueError: If ``thin`` is not positive, ``save`` names no site, or ``store`` holds draws.
+        ValueError: If ``thin`` is not positive, ``save`` names no site, ``store`` holds draws with
+            nothing to go on from, or has lost some of those to go on from.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -90,6 +93,7 @@ class Draws:
         thin: int = 1,
         save: Sequence[str] | None = None,
         store: str | os.PathLike | None = None,
+        going_on: dict[str, Any] | None = None,
     ) -> None:
         self.dims = {site.name: site.dims for site in potential.sites}
         if unknown := sorted(set(save or ()) - set(self.dims)):
@@ -97,13 +101,19 @@ class Draws:
         if thin < 1:
             raise ValueError(f"thin must be positive, got {thin}")
         path = None if store is None else Path(store)
-        if path and (path / "draws.json").exists():
-            raise ValueError(f"{path} holds draws: Draws.open reads them; give another store")
+        if path and going_on is None:
+            refuse_draws(path)
         self.num_draws, self.num_chains, self.thin = num_draws, num_chains, thin
         self._potential: Potential | None = potential
         self._saved = [name for name in self.dims if save is None or name in save]
         self._arrays = _Arrays(path, num_draws, {})
         self._slot = 0
+        if going_on:
+            self._arrays.take_up(going_on["arrays"])
+            self._sums = going_on["sums"]
+            self._slot = _spare_slot(path)
+            self._acknowledge(self._sums)
+            return
         z = potential.start.new_zeros(num_chains, potential.dim)
         values = potential.constrain(chains_innermost(z))
         for name in self._saved:
@@ -208,6 +218,13 @@ class Draws:
         fresh.replace(fresh.with_suffix(""))
         self._slot = 1 - self._slot
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what it takes to go on from here: of a store, where things are in it."""
+        return {
+            "sums": self._sums,
+            "arrays": self._arrays.up_to(self.count),
+        }
+
     def values(self) -> dict[str, Tensor]:
         """Returns the draws of the sites kept, views of shape ``(chain, draw, *shape)``."""
         return self._arrays.read("values/", self.count)
@@ -243,6 +260,27 @@ class Draws:
             between = (mean - mean.mean(0)).square().sum(0) / (self.num_chains - 1)
             found[name] = (1 - 1 / max(1, self.num_steps) + between / variance.mean(0)).sqrt()
         return found
+
+
+def refuse_draws(store: Path) -> None:
+    """Makes sure that a folder holds no draws.
+
+    Args:
+        store: The folder, if it is there.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if (store / "draws.json").exists():
+        raise ValueError(f"{store} holds draws: Draws.open reads them; give another store")
+
+
+def _spare_slot(store: Path | None) -> int:
+    """The file of sums that a folder does not speak of."""
+    try:
+        return 1 - int(json.loads((store / "draws.json").read_text())["sums"][len("sums-")])
+    except (TypeError, OSError, ValueError, KeyError):
+        return 0
 
 
 class _Sums(NamedTuple):
@@ -305,6 +343,27 @@ class _Arrays:
         self.held = held
         if path is not None:
             path.mkdir(parents=True, exist_ok=True)
+
+    def up_to(self, count: int) -> dict[str, Any]:
+        """The first rows, or where they are."""
+        if self.path is not None:
+            return {key: dict(about) for key, about in self.held.items()}
+        return {key: rows[:count] for key, rows in self.held.items()}
+
+    def take_up(self, arrays: dict[str, Any]) -> None:
+        """Goes on with what there was."""
+        for key, found in arrays.items():
+            if self.path is None:
+                self.write(key, 0, found)
+                continue
+            file = self.path / found["file"]
+            try:
+                open_memmap(file, "r")
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{file} is gone or cut short: no run can go on from it"
+                ) from error
+            self.held[key] = {**found, "shape": tuple(found["shape"])}
 
     def write(self, key: str, start: int, rows: Tensor) -> None:
         """Puts rows in their place, and makes room for all rows if there is none yet."""

@@ -4,39 +4,49 @@ from __future__ import annotations
 
 __all__ = ["MCMC"]
 
+import contextlib
+import functools
 import os
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer.mcmc.api import AbstractMCMC
-from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
+from .checkpoint import (
+    Checkpoints,
+    compare,
+    plain,
+    random_state,
+    rebuilt,
+    set_random_state,
+)
 from .distributions import Boltzmann
-from .draws import Draws
+from .draws import Draws, refuse_draws
 from .engine import Compile
+from .fingerprint import of_run, same_target
 from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
 from .kernels.chees import ChEES
 from .kernels.gibbs import Gibbs
-from .kernels.transition import seeded_generator, statistics
+from .kernels.transition import State, blocks, seeded_generator, statistics
 from .layout import cat_in_order, chains_innermost
 from .potential import Model
+from .results import Results
+from .signals import Signals
 
 HANDED_OVER_STEPS = 64
 HANDED_OVER_NUMBERS = 2**23
 """How many steps are stored at once: so many, and no more than that many numbers."""
 
 
-class MCMC(AbstractMCMC):
+class MCMC(Results):
     r"""Runs a kernel on many chains at once: chains are a dimension of a tensor, not processes.
 
     Warmup adapts step size and metric over all chains together and then stops. Of the chains that
@@ -70,11 +80,18 @@ class MCMC(AbstractMCMC):
             remain, of every site and chain (``mcmc.draws.moments()``).
         store: A folder to stream the draws to, in place of memory; for as many chains as there is
             disk. :meth:`pyro_ebm.Draws.open` reads it, after a crash too.
+        checkpoint: A folder with which a run survives its process: :meth:`run` goes on from what
+            it finds there, or starts. Draws then go to a store, ``draws`` within it if none is
+            given.
+        checkpoint_every: The seconds from one checkpoint to the next; with 0 there is one after
+            each block of steps.
 
     Raises:
         ValueError: If a count is not positive, ``initial_params`` does not have ``num_chains``
-            rows, ``num_superchains`` does not divide ``num_chains``, ``save`` names no site, or
-            ``store`` holds draws already; and whatever the kernel's target raises.
+            rows, ``num_superchains`` does not divide ``num_chains``, ``save`` names no site,
+            ``store`` holds draws already, or ``checkpoint`` is that of another run, version or
+            dtype; and whatever the kernel's target raises.
+        OSError: If ``checkpoint`` cannot be written, before the first step.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -99,6 +116,8 @@ class MCMC(AbstractMCMC):
         thin: int = 1,
         save: Sequence[str] | None = None,
         store: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: float = 30.0,
     ) -> None:
         warmup_steps = num_samples if warmup_steps is None else warmup_steps
         if num_samples < 1 or num_chains < 1 or warmup_steps < 0:
@@ -126,14 +145,24 @@ class MCMC(AbstractMCMC):
         self.disable_progbar = disable_progbar
         self.thin, self.save = thin, save
         self.store = None if store is None else Path(store)
+        self._checkpoints: Checkpoints | None = None
+        if checkpoint is not None:
+            self._checkpoints = Checkpoints(checkpoint, every=checkpoint_every)
+            self.store = self.store or self._checkpoints.folder / "draws"
         self._runner: Runner | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._kept: dict[str, Any] | None = None
+        self._engine = ""
         self.rejoined = torch.zeros(num_chains, dtype=torch.bool)
         self.warmup_time = 0.0
         self.sampling_time = 0.0
 
     @poutine.block
     def run(self, *args: object, **kwargs: object) -> None:
-        """Draws the samples.
+        """Draws the samples; with a ``checkpoint``, those that are left to draw.
+
+        Ctrl-C and SIGTERM then wait for the end of a block of steps, at which it is written; a
+        second one does not wait.
 
         Args:
             args: What the model takes.
@@ -142,26 +171,140 @@ class MCMC(AbstractMCMC):
         Raises:
             KeyboardInterrupt: If interrupted before the first draw; later interrupts keep the
                 draws.
+            SystemExit: After SIGTERM with a ``checkpoint``: status 143.
+            OSError: If the disk is full; it says what was kept.
         """
         self._args, self._kwargs = args, kwargs
-        self.potential = self.kernel.bind(args, kwargs, self.initial_params)
-        self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
-        self.state = self.kernel.init(self.potential, chains_innermost(self._start()))
-        self.generator = seeded_generator(self.state.z.device)
-        began = time.perf_counter()
+        found, self._loaded = self._loaded, None
+        if self._checkpoints is not None:
+            self._checkpoints.prepare()
+            found = self._checkpoints.load() or found
+        if found is None and self.store is not None:
+            refuse_draws(self.store)
+        first = self._bind(found)
+        spent = found["spent"] if found else 0.0
+        self._began = time.perf_counter() - spent
+        if found and found["finished"]:
+            self._go_on(found)
+        else:
+            with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
+                self._move(first, found)
+            spent = time.perf_counter() - self._began
+        self.sampling_time = spent - self.warmup_time
+
+    def _bind(self, found: dict[str, Any] | None) -> State:
+        """Makes the first state of the run, which every run that goes on with it makes again."""
+        random = random_state()
+        try:
+            at_first = found["at_first"]["random"] if found else random
+            set_random_state(at_first)
+            self.potential = self.kernel.bind(self._args, self._kwargs, self.initial_params)
+            self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
+            self._fingerprint = self._what_it_is()
+            if found:
+                compare(found["fingerprint"], self._fingerprint)
+            first = self.kernel.init(self.potential, chains_innermost(self._start()))
+            if found:
+                same_target(found["at_first"]["potential"], first.potential)
+        except Exception:
+            set_random_state(random)
+            raise
+        self._at_first = {"random": at_first, "potential": first.potential}
+        self.state = first
+        self.generator = seeded_generator(first.z.device)
+        return first
+
+    def _what_it_is(self) -> dict[str, Any]:
+        names = ("num_samples", "warmup_steps", "num_chains", "num_superchains", "thin", "save")
+        settings = {name: getattr(self, name) for name in (*names, "compile")}
+        return of_run(self.kernel, self.potential, **settings)
+
+    def _move(self, first: State, found: dict[str, Any] | None) -> None:
+        """Makes all steps, or those that are left."""
         num_steps = self.warmup_steps + self.num_samples * self.thin
-        of_warmup = None if self.store is None else self.store / "warmup"
-        self._warmup = self._draws_of(self.warmup_steps, 1, of_warmup)
-        self.draws = self._draws_of(self.num_samples, self.thin, self.store)
-        with tqdm(total=num_steps, disable=self.disable_progbar) as progress:
-            self._runner = Runner(self.kernel, self.potential, self.state, num_steps, self.compile)
-            adaptation = self.kernel.adaptation(self.warmup_steps)
-            self._draw(self._warmup, "warmup", progress, adaptation)
-            if adaptation.rejoined is not None:
-                self.rejoined = adaptation.rejoined.cpu()
-            self.warmup_time = time.perf_counter() - began
-            self._draw(self.draws, "sample", progress, None)
-        self.sampling_time = time.perf_counter() - began - self.warmup_time
+        self._runner = Runner(self.kernel, self.potential, first, num_steps, self.compile)
+        adaptation = self.kernel.adaptation(self.warmup_steps)
+        if found:
+            waiting = self._go_on(found, adaptation)
+        else:
+            self._step, waiting = 0, []
+            self._warmup = self.draws = None
+            self._keep(adaptation, [])
+            self._save()  # before there are draws, so that a folder with draws has a checkpoint
+            self._make_draws({}, {})
+        with tqdm(total=num_steps, initial=self._step, disable=self.disable_progbar) as progress:
+            if self._step <= self.warmup_steps:
+                self._draw(self._warmup, "warmup", progress, waiting, adaptation)
+                if adaptation.rejoined is not None:
+                    self.rejoined = adaptation.rejoined.cpu()
+                self.warmup_time = time.perf_counter() - self._began
+                waiting = []
+            self._draw(self.draws, "sample", progress, waiting, None)
+
+    def _keep(
+        self, adaptation: Adaptation | None, waiting: list[History], *, finished: bool = False
+    ) -> None:
+        """Notes, at the end of a block, all that the next one needs."""
+        self._engine = str(self._runner.rung)
+        self._kept = {
+            "fingerprint": self._fingerprint,
+            "at_first": self._at_first,
+            "finished": finished,
+            "step": self._step,
+            "state": self.state,
+            "adaptation": None if adaptation is None else adaptation.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": random_state(),
+            "runner": self._runner.state_dict(),
+            "engine": self._engine,
+            "waiting": list(waiting),
+            "warmup": {} if self._warmup is None else self._warmup.state_dict(),
+            "draws": {} if self.draws is None else self.draws.state_dict(),
+            "rejoined": self.rejoined,
+            "warmup_time": self.warmup_time,
+            "spent": time.perf_counter() - self._began,
+        }
+
+    def _go_on(self, found: dict[str, Any], adaptation: Adaptation | None = None) -> list[History]:
+        """Goes to where the run was, and returns the steps that draws have not taken in."""
+        device = self.state.z.device
+        self._kept = found
+        self._step, self.rejoined = found["step"], found["rejoined"]
+        self.warmup_time, self._engine = found["warmup_time"], found["engine"]
+        self.state = rebuilt(found["state"], device)
+        self._make_draws(rebuilt(found["warmup"], device), rebuilt(found["draws"], device))
+        if adaptation is not None:
+            self._runner.load_state_dict(found["runner"], self.state)
+            if found["adaptation"] is not None:
+                adaptation.load_state_dict(rebuilt(found["adaptation"], device))
+        self.generator.set_state(found["generator"])
+        set_random_state(found["random"])
+        return rebuilt(found["waiting"], device)
+
+    def _save(self, *, due: bool = True) -> None:
+        if self._checkpoints is not None and due:
+            beside = (self.store, self.store / "warmup") if self._step else ()
+            self._checkpoints.save(self._step, self._kept, beside)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a run needs to go on, as it was after the last whole block of steps.
+
+        It is tensors, numbers and text in dicts and lists; of a ``store``, only where draws are.
+
+        Raises:
+            ValueError: If nothing was run yet.
+        """
+        if self._kept is None:
+            raise ValueError("there is no state before a run")
+        return plain(self._kept)
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Has the next :meth:`run` go on from where another one was.
+
+        Args:
+            found: What its :meth:`state_dict` returned.
+        """
+        self._loaded = found
 
     def _start(self) -> Tensor:
         if self.initial_params is not None:
@@ -171,148 +314,77 @@ class MCMC(AbstractMCMC):
             self.num_chains // groups, dim=0
         )
 
-    def _draws_of(self, num_draws: int, thin: int, store: Path | None) -> Draws:
-        return Draws(
-            self.potential, num_draws, self.num_chains, thin=thin, save=self.save, store=store
-        )
+    def _make_draws(self, warmup: dict[str, Any], draws: dict[str, Any]) -> None:
+        of_warmup = None if self.store is None else self.store / "warmup"
+        make = functools.partial(Draws, self.potential, num_chains=self.num_chains, save=self.save)
+        with self._writing():
+            self._warmup = make(self.warmup_steps, store=of_warmup, going_on=warmup)
+            self.draws = make(self.num_samples, thin=self.thin, store=self.store, going_on=draws)
+
+    def _writing(self) -> contextlib.AbstractContextManager:
+        return self._checkpoints.advising() if self._checkpoints else contextlib.nullcontext()
 
     def _draw(
-        self, draws: Draws, stage: str, progress: tqdm, adaptation: Adaptation | None
+        self,
+        draws: Draws,
+        stage: str,
+        progress: tqdm,
+        waiting: list[History],
+        adaptation: Adaptation | None,
     ) -> None:
-        num_steps, waiting, interrupted = draws.num_draws * draws.thin, [], False
+        num_steps, interrupted = draws.num_draws * draws.thin, False
+        done = self._step - (0 if adaptation is not None else self.warmup_steps)
         at_once = max(1, min(HANDED_OVER_STEPS, HANDED_OVER_NUMBERS // self.state.z.numel()))
         progress.set_description(stage)
         try:
-            for state, history in self._runner.run(
-                self.state, num_steps, self.generator, adaptation
-            ):
-                self.state = state
-                waiting.append(history)
-                if sum(len(h.z) for h in waiting) >= at_once:
-                    _hand_over(draws, waiting)
-                progress.set_postfix_str(self._runner.rung.name, refresh=False)
-                progress.update(len(history.z))
+            for length in blocks(self.state.z, num_steps, done):
+                for state, history in self._runner.block(
+                    self.state, length, self.generator, adaptation
+                ):
+                    self.state = state
+                    waiting.append(history)
+                    if sum(len(h.z) for h in waiting) >= at_once:
+                        self._hand_over(draws, waiting)
+                    progress.set_postfix_str(self._runner.rung.name, refresh=False)
+                    progress.update(len(history.z))
+                self._step += length
+                self._end_block(adaptation, waiting)
         except KeyboardInterrupt:
             interrupted = True
-        _hand_over(draws, waiting)
+        self._hand_over(draws, waiting)
         if interrupted:
             if adaptation is not None or not draws.count:
                 raise KeyboardInterrupt
             warnings.warn(
                 f"interrupted after {draws.count} of {draws.num_draws} draws: they are kept",
-                stacklevel=3,
+                stacklevel=4,
             )
+        elif adaptation is None:
+            self._keep(None, [], finished=True)
+            self._save()
+
+    def _end_block(self, adaptation: Adaptation | None, waiting: list[History]) -> None:
+        self._keep(adaptation, waiting)
+        if self._checkpoints is not None:
+            self._save(due=self._checkpoints.due or self._signals.received is not None)
+            self._signals.deliver()
+
+    def _hand_over(self, draws: Draws, waiting: list[History]) -> None:
+        if not waiting:
+            return
+        stats = [statistics(history, history.info) for history in waiting]
+        joined = {name: cat_in_order([one[name] for one in stats]) for name in stats[0]}
+        with self._writing():
+            draws.append(cat_in_order([history.z for history in waiting]), joined)
+        waiting.clear()
 
     @property
     def engine(self) -> str:
         """The rung of :mod:`pyro_ebm.engine` that the run reached, and why that one."""
-        return "" if self._runner is None else str(self._runner.rung)
-
-    @property
-    def num_draws(self) -> int:
-        """The number of draws per chain, fewer than asked for after an interrupt."""
-        return self.draws.count
-
-    @property
-    def sample_stats(self) -> dict[str, Tensor]:
-        """What happened at each draw, by ArviZ's names, with shape ``(chain, draw)``."""
-        return self.draws.stats()
-
-    @property
-    def warmup_stats(self) -> dict[str, Tensor]:
-        """What happened at each warmup step, with shape ``(chain, step)``."""
-        return self._warmup.stats()
-
-    def get_samples(
-        self, num_samples: int | None = None, group_by_chain: bool = False
-    ) -> dict[str, Tensor]:
-        """Returns the draws by site, in the sites' own supports.
-
-        Args:
-            num_samples: If given, that many are resampled with replacement, as in Pyro.
-            group_by_chain: Whether to keep chains apart.
-
-        Returns:
-            Draws of shape ``(chain * draw, *shape)``, or ``(chain, draw, *shape)``.
-        """
-        values = self.draws.values()
-        return select_samples(values, num_samples, group_by_chain) if values else {}
-
-    def get_warmup(self) -> dict[str, Tensor]:
-        """Returns the warmup steps by site, ``(chain, step, *shape)``: no sample of the target."""
-        return self._warmup.values()
-
-    def diagnostics(self) -> dict[str, dict]:
-        """Returns effective sample size and R-hat per site, divergences and acceptance per chain.
-
-        ``n_eff`` is :func:`~pyro_ebm.diagnostics.bulk_ess`, ``r_hat`` is rank-normalised and
-        split; with ``num_superchains`` there is ``nested_r_hat`` too. Of a site that was not saved
-        there is the classical R-hat alone, from its moments, and without saved sites no list of
-        the divergent draws (``mcmc.draws.totals()`` counts them).
-        """
-        found: dict[str, dict] = {}
-        for name, draws in self.get_samples(group_by_chain=True).items():
-            found[name] = {"n_eff": bulk_ess(draws), "r_hat": split_r_hat(draws)}
-            if self.num_superchains:
-                found[name]["nested_r_hat"] = nested_r_hat(draws, self.num_superchains)
-        for name, r_hat in self.draws.r_hat().items():
-            found.setdefault(name, {"r_hat": r_hat})
-        totals = self.draws.totals()
-        width = len(str(self.num_chains - 1))
-        chains = [f"chain {c:0{width}d}" for c in range(self.num_chains)]
-        if "diverging" in self.sample_stats:
-            found["divergences"] = {
-                chain: row.nonzero().flatten().tolist()
-                for chain, row in zip(chains, self.sample_stats["diverging"], strict=True)
-            }
-        if "acceptance_rate" in totals:
-            rates = (totals["acceptance_rate"] / self.draws.num_steps).tolist()
-            found["acceptance rate"] = dict(zip(chains, rates, strict=True))
-        return found
-
-    def summary(self, prob: float = 0.9) -> None:
-        """Prints mean, spread, quantiles, effective sample size and R-hat of every coordinate.
-
-        Args:
-            prob: The probability within the printed equal-tailed interval.
-        """
-        low, high = (1 - prob) / 2, (1 + prob) / 2
-        rows = [["", "mean", "std", f"{low:.1%}", "50.0%", f"{high:.1%}", "n_eff", "r_hat"]]
-        checks = self.diagnostics()
-        for name, draws in self.get_samples().items():
-            values = draws.double().reshape(len(draws), -1)
-            quantiles = torch.from_numpy(
-                np.quantile(values.cpu().numpy(), [low, 0.5, high], axis=0)
-            ).to(values)
-            columns = [values.mean(0), values.std(0), *quantiles]
-            columns += [checks[name][key].flatten() for key in ("n_eff", "r_hat")]
-            for i, row in enumerate(torch.stack(columns, dim=1).tolist()):
-                rows.append([_label(name, draws.shape[1:], i), *(f"{v:.2f}" for v in row)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)))  # noqa: T201
-        num_divergences = int(self.draws.totals()["diverging"].sum())
-        print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
-        if num_rejoined := int(self.rejoined.sum()):
-            print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
+        return self._engine
 
 
 def _kernel_of(target: Model | Boltzmann) -> Kernel:
     if isinstance(target, Boltzmann) and target.support.is_discrete:
         return Gibbs(target)
     return ChEES(target, metric_rank=None)
-
-
-def _hand_over(draws: Draws, waiting: list[History]) -> None:
-    if waiting:
-        stats = [statistics(history, history.info) for history in waiting]
-        joined = {name: cat_in_order([one[name] for one in stats]) for name in stats[0]}
-        draws.append(cat_in_order([history.z for history in waiting]), joined)
-        waiting.clear()
-
-
-def _label(name: str, shape: torch.Size, flat_index: int) -> str:
-    if not shape:
-        return name
-    index = torch.unravel_index(torch.tensor(flat_index), shape)
-    return f"{name}[{','.join(str(i.item()) for i in index)}]"

@@ -27,7 +27,17 @@ LAYERS = [
         "summation",
     },
     {"kernels"},
-    {"mcmc", "draws", "objectives", "logz", "export", "map_estimate", "cut"},
+    {
+        "mcmc",
+        "draws",
+        "fingerprint",
+        "results",
+        "objectives",
+        "logz",
+        "export",
+        "map_estimate",
+        "cut",
+    },
     {"zoo"},
     {"compare", "report", "scorecard"},
 ]
@@ -41,6 +51,9 @@ APART = {
     "diagnostics": set(),
     "version": set(),
     "layout": set(),
+    "printing": set(),
+    "signals": set(),
+    "checkpoint": {"version"},
     "plotting": {"energies"},
 }
 """Units that anybody may import, and all that they may import themselves."""

@@ -7,12 +7,14 @@ __all__ = ["AsynchronousKernel", "History", "Runner", "traced"]
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..engine import Compile, Graph, Rung, compile_block, compile_scan, trace
+from ..layout import copy_in_order, memory_order
 from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
@@ -99,6 +101,7 @@ class Runner:
         self._native: Callable | None = None
         self._may_compile = False
         self._longest = MOST_LEAPFROGS
+        self._orders: list[tuple[int, ...]] = []
         if compile is False or (compile == "auto" and num_steps < WORTH_TRACING):
             reason = f"compile={compile}" if compile is False else f"only {num_steps} steps"
             self.rung: Rung = Rung(None, "eager", reason)
@@ -110,6 +113,7 @@ class Runner:
 
     def _go_native(self, state: State) -> None:
         self._may_compile = False
+        self._orders = [memory_order(x) for x in tree_leaves(state) if isinstance(x, Tensor)]
         graph = self.rung.fn
         known = recall(self._recipe, graph, state)
         self.rung = known or self._compiled(graph, state)
@@ -150,20 +154,61 @@ class Runner:
             The state after some steps, and the history of these steps.
         """
         for length in blocks(state.z, num_steps):
-            walk = self._step_by_step if self._native is None else self._as_one
-            if isinstance(self._kernel, AsynchronousKernel):
-                walk = self._asynchronously
-            gradients = torch.zeros((), dtype=torch.double, device=state.z.device)
-            for moved, history in walk(state, length, generator, adaptation):
-                yield moved, history
-                num_steps = history.info.num_steps
-                gradients += (
-                    len(history.z) if num_steps is None else num_steps.double().mean(1).sum()
-                )
-            state = moved
-            self._steps_left -= length
-            if self._may_compile and self._seconds_left(gradients / length) > WORTH_COMPILING:
-                self._go_native(state)
+            for moved, history in self.block(state, length, generator, adaptation):
+                state = moved
+                yield state, history
+
+    def block(
+        self,
+        state: State,
+        length: int,
+        generator: torch.Generator,
+        adaptation: Adaptation | None = None,
+    ) -> Iterator[tuple[State, History]]:
+        """Makes the steps of one block, as :meth:`run` does of several.
+
+        Args:
+            state: Where the chains are.
+            length: How many steps to make.
+            generator: Where the noise comes from.
+            adaptation: What tunes the state after each step; none for draws to keep.
+        """
+        walk = self._step_by_step if self._native is None else self._as_one
+        if isinstance(self._kernel, AsynchronousKernel):
+            walk = self._asynchronously
+        gradients = torch.zeros((), dtype=torch.double, device=state.z.device)
+        for moved, history in walk(state, length, generator, adaptation):
+            yield moved, history
+            num_steps = history.info.num_steps
+            gradients += len(history.z) if num_steps is None else num_steps.double().mean(1).sum()
+        self._steps_left -= length
+        if self._may_compile and self._seconds_left(gradients / length) > WORTH_COMPILING:
+            self._go_native(moved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns on which rung it is after a block, and what decides on the next."""
+        return {
+            "steps_left": self._steps_left,
+            "may_compile": self._may_compile,
+            "native": self._native is not None,
+            "orders": self._orders,
+            "longest": self._longest,
+        }
+
+    def load_state_dict(self, found: dict[str, Any], state: State) -> None:
+        """Goes to the rung that another one was on, which had begun at an equal state.
+
+        Args:
+            found: What :meth:`state_dict` of it returned.
+            state: Where the chains are now.
+        """
+        self._steps_left, self._longest = found["steps_left"], found["longest"]
+        if found["native"] and self._native is None:
+            orders = iter(found["orders"])
+            self._go_native(
+                tree_map_only(Tensor, lambda leaf: copy_in_order(leaf, next(orders)), state)
+            )
+        self._may_compile = found["may_compile"]
 
     def _seconds_left(self, gradients: Tensor) -> float:
         """What the steps to come would take as a graph, if each takes so many gradients.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 __all__ = ["Adaptation", "DualAveraging", "Moments", "Tuning", "When", "harmonic_mean", "where"]
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .lost import lost_chains, rejoin
 
@@ -250,6 +250,17 @@ class Adaptation:
             self.rejoined = lost if self.rejoined is None else self.rejoined | lost
             state = rejoin(state, lost)
         return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that it has learned, with which another one goes on."""
+        return {"tuning": self.tuning, "rejoined": self.rejoined, "t": self.t}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` of one for as many steps returned."""
+        self.tuning, self.rejoined, self.t = found["tuning"], found["rejoined"], found["t"]
+        if self.tuning is not None:
+            device = tree_leaves(self.tuning)[0].device
+            self.schedule = When(*(flags.to(device) for flags in self.schedule))
 
     def begin(self, state: State) -> tuple:
         """What is known before the first step: tensors, in nested tuples."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["Alternating", "AlternatingState"]
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -221,6 +221,15 @@ class _EachItsOwn:
         )
         _, step_size, metric = _of_last(inner)
         return state._replace(inner=inner, step_size=step_size, metric=metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that it has learned, with which another one goes on."""
+        return {"each": [adaptation.state_dict() for adaptation in self.adaptations]}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` of one for as many steps returned."""
+        for adaptation, own in zip(self.adaptations, found["each"], strict=True):
+            adaptation.load_state_dict(own)
 
 
 def _of_last(inner: tuple | list) -> tuple[Tensor, Tensor, tuple]:

@@ -18,10 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..potential import Potential
-from .adaptation import Adaptation
 from .discrete import DiscreteKernel, DiscreteState
-from .swaps import equal_rejection, even_odd_swaps
-from .tempering import ROUNDS
+from .swaps import EachLevel, equal_rejection, even_odd_swaps
 from .transition import Info, uniform_like
 
 
@@ -259,21 +257,13 @@ class DiscreteTempering(DiscreteKernel):
         return now, info._replace(accept_prob=accept_prob), accept_prob
 
 
-class DiscretePlacement:
+class DiscretePlacement(EachLevel):
     """Tunes each level, and places the levels by equal rejection.
 
     Args:
         levels: What tunes the inner kernel, for each level but the first.
         warmup_steps: The number of steps in which to do it.
     """
-
-    rejoined = None  # swaps bring a lost chain back
-
-    def __init__(self, levels: list[Adaptation], warmup_steps: int) -> None:
-        self.levels = levels
-        self.warmup_steps = warmup_steps
-        self.ends = {max(1, int(part * warmup_steps)) for part in ROUNDS}
-        self.t = 0
 
     def update(self, state: DiscreteTemperingState, info: Info) -> DiscreteTemperingState:
         """Learns from a step and returns the state with what has been tuned."""

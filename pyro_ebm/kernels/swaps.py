@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-__all__ = ["equal_rejection", "even_odd_swaps"]
+__all__ = ["EachLevel", "equal_rejection", "even_odd_swaps"]
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+if TYPE_CHECKING:
+    from .adaptation import Adaptation
+
+ROUNDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
+"""The parts of warmup after which the levels are placed anew."""
+
 MIN_REJECTION = 1e-3
 """The rejection of a pair of levels that counts for 0, as a part of their distance in beta."""
+
+
+class EachLevel:
+    """What tunes the inner kernel at each level.
+
+    Args:
+        levels: What tunes it, for each level but the first.
+        warmup_steps: The number of steps in which to do it.
+    """
+
+    rejoined = None  # swaps bring a lost chain back
+
+    def __init__(self, levels: list[Adaptation], warmup_steps: int) -> None:
+        self.levels = levels
+        self.warmup_steps = warmup_steps
+        self.ends = {max(1, int(part * warmup_steps)) for part in ROUNDS}
+        self.t = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that it has learned, with which another one goes on."""
+        return {"levels": [level.state_dict() for level in self.levels], "t": self.t}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` of one for as many steps returned."""
+        for level, own in zip(self.levels, found["levels"], strict=True):
+            level.load_state_dict(own)
+        self.t = found["t"]
 
 
 def even_odd_swaps(

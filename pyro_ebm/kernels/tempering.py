@@ -14,7 +14,7 @@ from __future__ import annotations
 __all__ = ["ParallelTempering", "TemperingState"]
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,9 @@ from .base import Kernel
 from .discrete import DiscreteKernel
 from .langevin import MALA
 from .metric import Metric
-from .swaps import equal_rejection, even_odd_swaps
+from .swaps import EachLevel, equal_rejection, even_odd_swaps
 from .transition import Info, State, normal_like, uniform_like
 
-ROUNDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
-"""The parts of warmup after which the levels are placed anew."""
 LAST_FIT = 0.5
 """The part of warmup in which the base is fitted too, at the end of each round."""
 BASE_WIDTH = 1.5
@@ -322,7 +320,7 @@ class ParallelTempering(Kernel):
         return now._replace(step_size=replicas.step_size, metric=replicas.metric), _summary(infos)
 
 
-class Placement:
+class Placement(EachLevel):
     """Tunes each level, fits the base to the draws, and places the levels by equal rejection.
 
     After each round of warmup a level goes to where an equal share of all rejections lies below.
@@ -333,16 +331,11 @@ class Placement:
         fit_base: Whether to fit the base.
     """
 
-    rejoined = None  # swaps bring a lost chain back
-
     def __init__(self, levels: list[Adaptation], warmup_steps: int, *, fit_base: bool) -> None:
-        self.levels = levels
-        self.warmup_steps = warmup_steps
-        self.ends = {max(1, int(part * warmup_steps)) for part in ROUNDS}
+        super().__init__(levels, warmup_steps)
         self.last_fit = int(LAST_FIT * warmup_steps) if fit_base else 0
         self.moments: list[Tensor] = []
         """Mean and variance over chains at each step of the round, in float64."""
-        self.t = 0
 
     def update(self, state: TemperingState, info: Info) -> TemperingState:
         """Learns from a step and returns the state with what has been tuned."""
@@ -362,6 +355,13 @@ class Placement:
                 num_restarts=torch.zeros_like(state.num_restarts),
             )
         return state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "moments": list(self.moments)}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        super().load_state_dict(found)
+        self.moments = list(found["moments"])
 
     def _tune(self, state: TemperingState) -> TemperingState:
         rows, num_chains = state.replicas, len(state.z)

@@ -121,17 +121,19 @@ def noises(
         yield from zip(*kernel.noise(state, generator, length), strict=True)
 
 
-def blocks(z: Tensor, num_steps: int) -> Iterator[int]:
+def blocks(z: Tensor, num_steps: int, done: int = 0) -> Iterator[int]:
     """Yields the lengths of the blocks of steps whose noise is drawn at once.
 
     Args:
         z: The chains, with shape ``(C, D)``.
         num_steps: The number of steps in all.
+        done: How many of them were made before, in whole blocks.
     """
     longest = max(1, min(BLOCK_STEPS, BLOCK_NUMBERS // max(1, z.numel())))
     length, left = min(FIRST_STEPS, longest), num_steps
     while left:
-        yield min(length, left)
+        if num_steps - left >= done:
+            yield min(length, left)
         left -= min(length, left)
         length = longest
 

@@ -1,0 +1,96 @@
+"""What a run of many chains has found, with the face of Pyro's own MCMC."""
+
+from __future__ import annotations
+
+__all__ = ["Results"]
+
+from pyro.infer.mcmc.api import AbstractMCMC
+from pyro.infer.mcmc.util import select_samples
+from torch import Tensor
+
+from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
+from .draws import Draws
+from .printing import summary_table
+
+
+class Results(AbstractMCMC):
+    """Draws, statistics and diagnostics, read from where a run keeps them."""
+
+    draws: Draws
+    num_superchains: int | None
+    rejoined: Tensor
+    _warmup: Draws
+
+    @property
+    def num_draws(self) -> int:
+        """The number of draws per chain, fewer than asked for after an interrupt."""
+        return self.draws.count
+
+    @property
+    def sample_stats(self) -> dict[str, Tensor]:
+        """What happened at each draw, by ArviZ's names, with shape ``(chain, draw)``."""
+        return self.draws.stats()
+
+    @property
+    def warmup_stats(self) -> dict[str, Tensor]:
+        """What happened at each warmup step, with shape ``(chain, step)``."""
+        return self._warmup.stats()
+
+    def get_samples(
+        self, num_samples: int | None = None, group_by_chain: bool = False
+    ) -> dict[str, Tensor]:
+        """Returns the draws by site, in the sites' own supports.
+
+        Args:
+            num_samples: If given, that many are resampled with replacement, as in Pyro.
+            group_by_chain: Whether to keep chains apart.
+
+        Returns:
+            Draws of shape ``(chain * draw, *shape)``, or ``(chain, draw, *shape)``.
+        """
+        values = self.draws.values()
+        return select_samples(values, num_samples, group_by_chain) if values else {}
+
+    def get_warmup(self) -> dict[str, Tensor]:
+        """Returns the warmup steps by site, ``(chain, step, *shape)``: no sample of the target."""
+        return self._warmup.values()
+
+    def diagnostics(self) -> dict[str, dict]:
+        """Returns effective sample size and R-hat per site, divergences and acceptance per chain.
+
+        ``n_eff`` is :func:`~pyro_ebm.diagnostics.bulk_ess`, ``r_hat`` is rank-normalised and
+        split; with ``num_superchains`` there is ``nested_r_hat`` too. Of a site that was not saved
+        there is the classical R-hat alone, from its moments, and without saved sites no list of
+        the divergent draws (``mcmc.draws.totals()`` counts them).
+        """
+        found: dict[str, dict] = {}
+        for name, draws in self.get_samples(group_by_chain=True).items():
+            found[name] = {"n_eff": bulk_ess(draws), "r_hat": split_r_hat(draws)}
+            if self.num_superchains:
+                found[name]["nested_r_hat"] = nested_r_hat(draws, self.num_superchains)
+        for name, r_hat in self.draws.r_hat().items():
+            found.setdefault(name, {"r_hat": r_hat})
+        totals = self.draws.totals()
+        width = len(str(self.num_chains - 1))
+        chains = [f"chain {c:0{width}d}" for c in range(self.num_chains)]
+        if "diverging" in self.sample_stats:
+            found["divergences"] = {
+                chain: row.nonzero().flatten().tolist()
+                for chain, row in zip(chains, self.sample_stats["diverging"], strict=True)
+            }
+        if "acceptance_rate" in totals:
+            rates = (totals["acceptance_rate"] / self.draws.num_steps).tolist()
+            found["acceptance rate"] = dict(zip(chains, rates, strict=True))
+        return found
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Prints mean, spread, quantiles, effective sample size and R-hat of every coordinate.
+
+        Args:
+            prob: The probability within the printed equal-tailed interval.
+        """
+        print(summary_table(self.get_samples(), self.diagnostics(), prob))  # noqa: T201
+        num_divergences = int(self.draws.totals()["diverging"].sum())
+        print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
+        if num_rejoined := int(self.rejoined.sum()):
+            print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
