@@ -69,6 +69,7 @@ class Autoregressive(Generative):
         if num_components < 1:
             raise ValueError(f"num_components must be at least 1, got {num_components}")
         self.training_plan = Training() if training is None else training
+        self.hidden_sizes, self.num_components = tuple(hidden_sizes), num_components
         self.binary = binary
         self.network = AutoRegressiveNN(
             dim,

@@ -20,7 +20,8 @@ from __future__ import annotations
 __all__ = ["Generative", "Kind", "Likelihood", "check_binary", "check_data"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..mcmc import MCMC
+from .saving import read_file, write_file
+from .settings import arguments_of
 
 Kind = Literal["exact", "bound", "estimate", "none"]
 
@@ -142,6 +145,54 @@ class Generative(nn.Module, ABC):
     def num_evaluations(self) -> int | None:
         """How often a network is evaluated for one draw; ``None`` if the model does not say."""
         return None
+
+    def arguments(self) -> dict[str, object]:
+        """Returns the arguments that build the model, as they are now.
+
+        Each is read from the attribute of its name, ``training`` from ``training_plan``; a model
+        that keeps one elsewhere says where.
+
+        Raises:
+            ValueError: If an argument has no such attribute.
+        """
+        return arguments_of(self, {"training": "training_plan"})
+
+    def save(self, path: str | Path) -> None:
+        """Saves the fitted model as one ``.safetensors`` file, all of it or nothing.
+
+        What was learned and recorded is saved, with the settings of the model and of the energy,
+        the objective and the kernels in it; the chains in ``mcmc`` are not.
+
+        Args:
+            path: The file. One that exists is replaced once the new one is on the disk.
+
+        Raises:
+            ImportError: If safetensors is not installed.
+            RuntimeError: If the model is not fitted.
+            ValueError: If a setting cannot be written, such as a function; the error says what
+                to do.
+        """
+        self.check_fitted()
+        write_file(Path(path), self)
+
+    @classmethod
+    def load(cls, path: str | Path, classes: Iterable[type] = ()) -> Self:
+        """Loads what :meth:`save` saved.
+
+        The model is fitted, in eval mode, on the CPU; it gives the same log-probabilities, and
+        from the same seed the same samples, bit for bit. ``VAE.load`` loads a VAE alone,
+        ``Generative.load`` any model.
+
+        Args:
+            path: The file.
+            classes: Classes of your own that the model is made of.
+
+        Raises:
+            ImportError: If safetensors is not installed.
+            ValueError: If the file is cut short, of another format or another class, needs a
+                class that was not passed, or lacks a tensor.
+        """
+        return read_file(Path(path), cls, classes)
 
     def check_fitted(self) -> None:
         """Raises a ``RuntimeError`` if the model was not fitted."""

@@ -82,6 +82,7 @@ class Flow(Generative):
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.training_plan = Training() if training is None else training
+        self.layer, self.num_layers, self.hidden_sizes = layer, num_layers, tuple(hidden_sizes)
         self.layers = nn.ModuleList(
             _LAYERS[layer](
                 dim,
