@@ -27,7 +27,7 @@ LAYERS = [
         "summation",
     },
     {"kernels"},
-    {"mcmc", "draws", "objectives", "logz", "export", "map_estimate", "cut"},
+    {"mcmc", "draws", "objectives", "logz", "export", "map_estimate", "cut", "restoring"},
     {"zoo"},
     {"compare", "report", "scorecard"},
 ]

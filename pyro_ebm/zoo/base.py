@@ -17,10 +17,10 @@ Numbers of unlike kinds are never ranked together.
 
 from __future__ import annotations
 
-__all__ = ["Generative", "Kind", "Likelihood", "check_binary", "check_data"]
+__all__ = ["Density", "Generative", "Kind", "Likelihood", "check_binary", "check_data"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..energies.base import Energy
 from ..mcmc import MCMC
+from ..restoring import denoise, inpaint
 from .saving import read_file, write_file
 from .settings import arguments_of
 
@@ -131,6 +133,83 @@ class Generative(nn.Module, ABC):
             )
         return value
 
+    def as_energy(self) -> Energy | None:
+        """Returns the model as an energy, normalised or not, that can be differentiated.
+
+        Its points may be flat. Nothing is returned where the model has no density that can be
+        evaluated, or none over an alphabet whose conditionals are known.
+        """
+        return None
+
+    def inpaint(
+        self, x: Tensor, known: Tensor, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws unknown coordinates given the known: exactly, or by chains of an energy.
+
+        See :func:`pyro_ebm.inpaint`; chains begin at samples of the model.
+
+        Args:
+            x: The points, with shape ``(n, *event)``.
+            known: Which coordinates are known, booleans with shape ``(*event)``.
+            num_draws: The number of draws of each point.
+            warmup_steps: The number of steps of a chain before them, where there are chains.
+
+        Returns:
+            Whole points, with shape ``(num_draws, n, *event)``.
+
+        Raises:
+            NotImplementedError: If the model can neither.
+        """
+        energy = self._needed_energy("inpaint")
+        check_data("x", x, self.event_shape)
+        shape, chains = energy.event_shape, self.mcmc
+        start = self.sample(len(x))
+        self.mcmc = chains  # those of samples that somebody asked for
+        draws = inpaint(
+            energy,
+            x.reshape(len(x), *shape),
+            known.reshape(shape),
+            num_draws=num_draws,
+            warmup_steps=warmup_steps,
+            start=start.reshape(len(x), *shape),
+        )
+        return draws.reshape(num_draws, *x.shape)
+
+    def denoise(
+        self, y: Tensor, noise: float, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws points given noisy readings of them: exactly, or by chains of an energy.
+
+        See :func:`pyro_ebm.denoise`.
+
+        Args:
+            y: The readings, with shape ``(n, *event)``.
+            noise: The standard deviation of the noise, in units of x; of binary data, the
+                probability that a reading is wrong.
+            num_draws: The number of draws of each point.
+            warmup_steps: The number of steps of a chain before them, where there are chains.
+
+        Returns:
+            Points, with shape ``(num_draws, n, *event)``.
+
+        Raises:
+            NotImplementedError: If the model can neither.
+        """
+        energy = self._needed_energy("denoise")
+        check_data("y", y, self.event_shape)
+        flat = y.reshape(len(y), *energy.event_shape)
+        draws = denoise(energy, flat, noise, num_draws=num_draws, warmup_steps=warmup_steps)
+        return draws.reshape(num_draws, *y.shape)
+
+    def _needed_energy(self, task: str) -> Energy:
+        self.check_fitted()
+        energy = self.as_energy()
+        if energy is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no density to {task} by, and no conditionals"
+            )
+        return energy
+
     @property
     def is_fitted(self) -> bool:
         """Whether training has come to an end."""
@@ -198,6 +277,30 @@ class Generative(nn.Module, ABC):
         """Raises a ``RuntimeError`` if the model was not fitted."""
         if not self.is_fitted:
             raise RuntimeError(f"this {type(self).__name__} is not fitted; call fit(x) first")
+
+
+class Density(Energy):
+    """Minus the log density of a model, which is normalised.
+
+    Args:
+        event_shape: The shape of one point.
+        log_density: Maps points ``(*batch, *event)`` to nats ``(*batch,)``, differentiably.
+
+    Example:
+        >>> Density((2,), lambda x: -x.square().sum(-1))(torch.ones(3, 2))
+        tensor([2., 2., 2.])
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], log_density: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(event_shape)
+        self.log_density = log_density
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        rows = x.reshape(-1, *self.event_shape)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        return -self.log_density(rows).reshape(batch)
 
 
 def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:

@@ -21,6 +21,8 @@ from ..energies.whitened import Whitened
 from ..kernels.base import Kernel
 from ..kernels.hamiltonian import HMC
 from ..kernels.langevin import MALA
+from ..kernels.resampling import systematic
+from ..kernels.transition import seeded_generator
 from ..logz.integration import quadrature
 from ..mcmc import MCMC
 from ..objectives.base import Objective, no_guide
@@ -202,8 +204,17 @@ class EBM(Generative):
             progress=progress,
             after_step=self._tune,
         )
-        self.chains = getattr(self.objective, "chains", {}).get("x")
+        self.chains = self._last_chains()
         return self
+
+    def _last_chains(self) -> Tensor | None:
+        """The chains of training, if there are any, where they have weights in proportion."""
+        chains, log_weights = (
+            getattr(self.objective, name, {}).get("x") for name in ("chains", "log_weights")
+        )
+        if chains is None or log_weights is None:
+            return chains
+        return chains[systematic(log_weights.softmax(0), seeded_generator(chains.device))]
 
     def _model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -243,6 +254,9 @@ class EBM(Generative):
         return self.chains[torch.cat(rounds)[:num_samples]].reshape(
             num_samples, *self.noise.shape[1:]
         )
+
+    def as_energy(self) -> Energy:  # noqa: D102
+        return self.energy
 
     @property
     def num_evaluations(self) -> int | None:

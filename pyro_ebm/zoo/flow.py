@@ -17,7 +17,7 @@ from torch.distributions import AffineTransform, Transform
 from typing_extensions import Self
 
 from ..objectives.base import no_guide
-from .base import Generative, Likelihood, check_data
+from .base import Density, Generative, Likelihood, check_data
 from .training import Training, train
 
 Layer = Literal["coupling", "autoregressive"]
@@ -129,6 +129,9 @@ class Flow(Generative):
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
         return self.law.sample((num_samples,)).reshape(num_samples, *self.event_shape)
+
+    def as_energy(self) -> Density:  # noqa: D102
+        return Density(self.event_shape, lambda x: self.law.log_prob(x.flatten(1)))
 
     @property
     def num_evaluations(self) -> int:

@@ -122,6 +122,9 @@ class RBM(Generative):
         ends = self.mcmc.get_samples(group_by_chain=True)["x"][:, -1]
         return ends.to(self.energy.weights).reshape(num_samples, *self.event_shape)
 
+    def as_energy(self) -> Machine:  # noqa: D102
+        return self.energy
+
     @property
     def num_evaluations(self) -> int:
         """The sweeps of the chain behind one draw."""
