@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_ebm.compare import compare
+from pyro_ebm.compare.passes import Passes
 from pyro_ebm.energies import MLP
 from pyro_ebm.kernels import MALA
 from pyro_ebm.metrics import Estimate
@@ -163,8 +164,9 @@ def test_passes_of_training_are_counted():
         counts = []
         for num_steps in (3, 8):
             model = make(Training(num_steps, batch_size=16))
-            row = compare({"a": model}, torch.randn(99, 2), torch.randn(50, 2), progress=False)
-            counts.append(row["a"].train_passes)
+            with Passes(model) as passes:
+                model.fit(torch.randn(99, 2), progress=False)
+            counts.append(passes.count)
         return (counts[1] - counts[0]) / 5
 
     def ebm_by(objective):
@@ -176,8 +178,10 @@ def test_passes_of_training_are_counted():
     # 10 chains at their start and after each of 2 steps; beside 16 data, to learn and to read
     assert passes(ebm_by(lambda: PersistentCD(MALA(step_size=0.1), 10, 2))) == 30 + 2 * 26
     assert passes(ebm_by(lambda: DenoisingScoreMatching(0.1))) == 16
-    card = compare({"a": Normal()}, torch.randn(99, 2), torch.randn(50, 2), progress=False)
+    models = {"a": Normal(), "b": VAE((2,), 1, (8,), Training(3, batch_size=16))}
+    card = compare(models, torch.randn(99, 2), torch.randn(50, 2), progress=False)
     assert card["a"].train_passes is None
+    assert card["b"].train_passes == 3 * 16
 
 
 class Jittered(Normal):

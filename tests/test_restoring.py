@@ -221,6 +221,19 @@ def test_models_denoise_by_their_own_density(name):
         assert (gap.abs() < 5 * found.std(0) / math.sqrt(len(found))).all()
 
 
+@pytest.mark.parametrize("name", ["autoregressive", "flow"])
+def test_density_of_what_is_no_number_is_none(name):
+    """A chain whose proposal overflows has it rejected, and goes on."""
+    model = EXACT[name]().fit(plane(200), progress=False)
+    energy = model.as_energy()(tensor([[1.0, math.nan], [1.0, 0.5]]))
+    assert energy.isnan().tolist() == [True, False]
+    assert energy[1] == -model.log_prob(tensor([[1.0, 0.5]] * 2)).value[1]
+    wild = ebm.kernels.HMC(step_size=1e30, num_steps=2, adapt_step_size=False)
+    x = tensor([[1.0, 0.5]] * 2)
+    draws = ebm.denoise(model.as_energy(), x, 0.5, wild, num_draws=2, warmup_steps=0)
+    assert torch.equal(draws, x.expand(2, 2, 2))
+
+
 def test_independent_bits_are_restored_by_bayes():
     model = Independent((2,), binary=True).fit(tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
     q, y = 0.2, tensor([1.0, 0.0])

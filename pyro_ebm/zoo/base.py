@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -300,7 +301,8 @@ class Density(Energy):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         rows = x.reshape(-1, *self.event_shape)
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        return -self.log_density(rows).reshape(batch)
+        with pyro.validation_enabled(False):  # where a chain would go astray it is to be told nan
+            return -self.log_density(rows).reshape(batch)
 
 
 def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
