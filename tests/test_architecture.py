@@ -37,6 +37,7 @@ LAYERS = [
         "export",
         "map_estimate",
         "cut",
+        "restoring",
     },
     {"zoo"},
     {"compare", "report", "scorecard"},
