@@ -269,8 +269,8 @@ def test_command_runs_without_a_word_on_stderr(tmp_path):
 
 
 def test_model_of_your_own_joins_in_fifteen_lines():
-    guide = (pathlib.Path(__file__).parent.parent / "docs" / "guide.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.S | re.M)
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "comparing.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
     (block,) = [block for block in blocks if "(Generative)" in block]
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     law, told = datasets.two_moons, []
