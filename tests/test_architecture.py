@@ -25,6 +25,8 @@ LAYERS = [
         "rewriting",
         "batching",
         "summation",
+        "intractable",
+        "observed",
     },
     {"kernels"},
     {
