@@ -134,9 +134,9 @@ def test_trajectories_stay_within_max_steps():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ChEES(length=0.0), "length must be positive, got 0.0"),
+        (lambda: ChEES(length=0.0), "length must be positive and finite, got 0.0"),
         (lambda: ChEES(max_steps=0), "max_steps must be at least 1, got 0"),
-        (lambda: ChEES(step_size=-1.0), "step_size must be positive, got -1.0"),
+        (lambda: ChEES(step_size=-1.0), "step_size must be positive and finite, got -1.0"),
     ],
 )
 def test_refuses_bad_arguments(make, message):

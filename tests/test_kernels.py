@@ -206,8 +206,8 @@ def test_hmc_jitters_its_length_for_all_chains_alike():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ULA(step_size=0.0), "step_size must be positive, got 0.0"),
-        (lambda: MALA(step_size=-1.0), "step_size must be positive, got -1.0"),
+        (lambda: ULA(step_size=0.0), "step_size must be positive and finite, got 0.0"),
+        (lambda: MALA(step_size=-1.0), "step_size must be positive and finite, got -1.0"),
         (lambda: MALA(target_accept_prob=1.0), "target_accept_prob must be between 0 and 1"),
         (lambda: HMC(num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda: HMC(jitter=2.0), "jitter must be between 0 and 1, got 2.0"),

@@ -322,8 +322,8 @@ def test_maximum_likelihood_follows_the_closed_law_of_two_modes():
             lambda: MaximumLikelihood().surrogate(ebm.Boltzmann(BetaEnergy()), torch.empty(0)),
             "data of site 'x'.*empty",
         ),
-        (lambda: MaximumLikelihood(tol=0.0), "tol must be positive, got 0.0"),
-        (lambda: MaximumLikelihood(half_width=-1.0), "half_width must be positive, got -1.0"),
+        (lambda: MaximumLikelihood(tol=0.0), "tol must be positive and finite, got 0.0"),
+        (lambda: MaximumLikelihood(half_width=-1.0), "half_width must be positive and finite, got -1.0"),
         (lambda: ShortRun(ULA(step_size=0.1), 0), "num_steps must be at least 1, got 0"),
         (
             lambda: PersistentCD(ULA(step_size=0.1), 5, reinit_from="prior"),

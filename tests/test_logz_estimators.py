@@ -381,7 +381,7 @@ def test_smoothed_weights_are_those_of_arviz():
 TARGET = EXACT["double_well"]
 WRONG = {
     "num_chains must be a multiple of 16": lambda: logz.ais(TARGET(), num_chains=40),
-    "num_rungs at least 1, got 64 and 0": lambda: logz.ais(TARGET(), num_chains=64, num_rungs=0),
+    "num_rungs must be at least 1, got 0": lambda: logz.ais(TARGET(), num_chains=64, num_rungs=0),
     "num_islands must be at least 8": lambda: logz.smc(TARGET(), num_islands=4),
     "conditional_ess must be between 0 and 1, got 1": lambda: logz.smc(
         TARGET(), conditional_ess=1.0

@@ -296,9 +296,9 @@ def test_shows_progress_unless_told_not_to(capsys):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda k: ebm.MCMC(k, 0), "num_samples and num_chains must be positive"),
-        (lambda k: ebm.MCMC(k, 5, -1), "warmup_steps not negative"),
-        (lambda k: ebm.MCMC(k, 5, num_chains=0), "num_chains must be positive"),
+        (lambda k: ebm.MCMC(k, 0), "num_samples must be at least 1, got 0"),
+        (lambda k: ebm.MCMC(k, 5, -1), "warmup_steps must be at least 0, got -1"),
+        (lambda k: ebm.MCMC(k, 5, num_chains=0), "num_chains must be at least 1, got 0"),
         (lambda k: ebm.MCMC(k, 5, num_chains=5, num_superchains=2), "must divide num_chains"),
         (
             lambda k: ebm.MCMC(k, 5, num_chains=3, initial_params={"x": torch.zeros(2, 2)}),
