@@ -22,7 +22,7 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-all doctest lint format docs examples bench bench-discrete bench-learning clean
+.PHONY: help setup demo test test-all mutants doctest lint format docs examples bench bench-discrete bench-learning clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
@@ -41,6 +41,9 @@ test-all: $(DEV) doctest  ## the doctests and every test
 
 doctest: $(DEV)  ## the examples in the docstrings
 	$(PYTEST) --doctest-modules pyro_ebm
+
+mutants: $(DEV)  ## plant faults one at a time: each has to fail a test; goes on where it was cut
+	$(PY) -m mutants --workers $(WORKERS)
 
 lint: $(DEV)  ## check style and format
 	$(PY) -m ruff check .

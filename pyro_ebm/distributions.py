@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from .arguments import check_positive
 from .energies.alphabet import alphabet_of
 from .energies.base import Energy, real_support, reference_tensor, trainable_parameters
 from .energies.discrete import DiscreteEnergy
@@ -95,8 +96,8 @@ class Boltzmann(dist.TorchDistribution):
                 f"support {support} has event_dim {support.event_dim}, but event_shape is "
                 f"{tuple(event_shape)}; wrap it as constraints.independent(support, n)"
             )
-        if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        if not isinstance(temperature, Tensor):
+            check_positive("temperature", temperature)
         self.energy = energy
         self.temperature = temperature
         self._support = support
@@ -104,6 +105,8 @@ class Boltzmann(dist.TorchDistribution):
         self._log_z = log_z
         batch_shape = energy.batch_shape if known else torch.Size()
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
+        if self._validate_args and isinstance(temperature, Tensor):
+            _check_temperatures(temperature)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -200,8 +203,14 @@ class Boltzmann(dist.TorchDistribution):
         Returns:
             The log density in nats up to a constant, with shape ``(*sample, *batch)``.
         """
+        event = self.event_shape
+        if x.shape[max(0, x.dim() - len(event)) :] != event:
+            raise ValueError(
+                f"x must have shape (*batch, *event) with event {tuple(event)}, got "
+                f"{tuple(x.shape)}"
+            )
         energy = self.energy(x)
-        batch = x.shape[: x.dim() - len(self.event_shape)]
+        batch = x.shape[: x.dim() - len(event)]
         if energy.shape != batch and energy.shape != _joint(batch, self.batch_shape):
             raise ValueError(
                 f"energy must map x of shape {tuple(x.shape)} to shape {tuple(batch)}, one number "
@@ -361,6 +370,12 @@ def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> No
 def _joint(shape: torch.Size, other: torch.Size) -> torch.Size:
     """Broadcasts two shapes, which are mostly the same or one of them empty."""
     return shape if shape == other or not other else torch.broadcast_shapes(shape, other)
+
+
+def _check_temperatures(temperature: Tensor) -> None:
+    real = temperature.numel() and not temperature.is_complex()
+    if not real or not bool(((temperature > 0) & temperature.isfinite()).all()):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 def _is_one(temperature: float | Tensor) -> bool:

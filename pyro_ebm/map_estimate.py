@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .arguments import check_count
 from .cut import lowest_spins, spin_pairs
 from .discrete import DiscreteTarget, KnownConditionals, discrete_target
 from .distributions import Boltzmann
@@ -112,10 +113,8 @@ def map_estimate(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
-    if num_starts < 1 or num_sweeps < 1:
-        raise ValueError(
-            f"num_starts and num_sweeps must be at least 1, got {num_starts} and {num_sweeps}"
-        )
+    check_count("num_starts", num_starts)
+    check_count("num_sweeps", num_sweeps)
     if alphabet_of(boltzmann.support) is None:
         raise ValueError(
             "map_estimate searches sites with finitely many values, got support "

@@ -18,6 +18,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .arguments import check_count
 from .checkpoint import (
     Checkpoints,
     compare,
@@ -120,11 +121,12 @@ class MCMC(Results):
         checkpoint_every: float = 30.0,
     ) -> None:
         warmup_steps = num_samples if warmup_steps is None else warmup_steps
-        if num_samples < 1 or num_chains < 1 or warmup_steps < 0:
-            raise ValueError(
-                "num_samples and num_chains must be positive and warmup_steps not negative, got "
-                f"{num_samples}, {num_chains} and {warmup_steps}"
-            )
+        check_count("num_samples", num_samples)
+        check_count("num_chains", num_chains)
+        check_count("warmup_steps", warmup_steps, least=0)
+        check_count("thin", thin)
+        if num_superchains is not None:
+            check_count("num_superchains", num_superchains)
         if num_superchains is not None and num_chains % num_superchains:
             raise ValueError(
                 f"num_superchains must divide num_chains, got {num_superchains} and {num_chains}"

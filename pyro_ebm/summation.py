@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from .arguments import check_positive
 from .distributions import Boltzmann
 from .energies.enumeration import MAX_POINTS, enumerate_points
 from .potential import unconstrained_log_density
@@ -72,6 +73,8 @@ def fit_grid(
             of four million points, over the members of the batch together, does not reach ``tol``.
     """
     dim = biject_to(boltzmann.support).inverse_shape(boltzmann.event_shape).numel()
+    check_positive("half_width", half_width)
+    check_positive("tol", tol)
     if not 1 <= dim <= 3:
         raise ValueError(
             "quadrature takes one to three unconstrained dimensions, got event_shape "

@@ -144,6 +144,17 @@ def test_learning_is_pure_and_can_be_traced(make):
     assert "_local_scalar_dense" not in graph.code
 
 
+def test_the_step_size_that_is_kept_is_the_average():
+    adaptation = HMC().adaptation(40)
+    state = state_of(torch.randn(16, 3), torch.randn(16, 3))
+    for _ in range(40):
+        info = Info(torch.zeros(16, dtype=torch.bool), torch.rand(16))
+        state = adaptation.update(state, info)
+    step = adaptation.tuning.step
+    assert state.step_size == step.final_step_size
+    assert state.step_size != step.step_size
+
+
 @pytest.mark.parametrize("warmup_steps", [1, 2, 7])
 def test_the_shortest_warmups_work(warmup_steps):
     _, history, _ = warm(HMC(), badly_scaled(), 4, warmup_steps)

@@ -131,6 +131,25 @@ def test_several_discrete_sites_need_no_continuous_one():
     assert_counts(torch.bincount(index, minlength=16), log_probs.softmax(0))
 
 
+def test_counts_the_divergences_of_every_kernel():
+    both_up = constraints.independent(spins, 1)
+
+    def model():
+        energy = ebm.Boltzmann(
+            lambda s: torch.where(s.sum(-1) > 1, math.inf, 0.3 * s[..., 0]),
+            event_shape=(2,),
+            support=both_up,
+        )
+        s = pyro.sample("s", energy)
+        pyro.sample("z", dist.Normal(0.5 * s[..., 0], 1.0))
+
+    kernel = kernels.Alternating(model, {"s": kernels.SingleFlip()}, rest=RESTS["HMC"])
+    state, info, values = chains(kernel, 500, 5)
+    assert info.diverging.any()
+    assert not state.infos[-1].diverging.any()
+    assert (values["s"].sum(-1) < 2).all()
+
+
 def too_many_to_sum():
     grid = constraints.independent(spins, 2)
     law = ebm.Boltzmann(lambda x: -0.1 * x.sum((-2, -1)), event_shape=(9, 9), support=grid)

@@ -49,6 +49,7 @@ LAYERS = [
 STRANGERS = [{"objectives", "logz"}]
 
 APART = {
+    "arguments": set(),
     "metrics": set(),
     "datasets": set(),
     "diagnostics": set(),

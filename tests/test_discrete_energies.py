@@ -298,19 +298,20 @@ def test_pseudolikelihood_asks_the_energy_for_its_conditionals(name):
             continue
         values = [objective.surrogate(p, x) for p in (ebm.Boltzmann(energy), plain)]
         torch.testing.assert_close(*values)
-    warm = [
-        ebm.objectives.PseudoLikelihood().surrogate(p, x)
-        for p in (
-            ebm.Boltzmann(energy, temperature=tensor([0.5, 1.0, 2.0, 3.0])),
-            ebm.Boltzmann(
-                lambda x: energy(x),
-                event_shape=energy.event_shape,
-                support=energy.support,
-                temperature=tensor([0.5, 1.0, 2.0, 3.0]),
-            ),
-        )
-    ]
-    torch.testing.assert_close(*warm)
+    for temperature in (2.5, tensor([0.5, 1.0, 2.0, 3.0])):
+        warm = [
+            ebm.objectives.PseudoLikelihood().surrogate(p, x)
+            for p in (
+                ebm.Boltzmann(energy, temperature=temperature),
+                ebm.Boltzmann(
+                    lambda x: energy(x),
+                    event_shape=energy.event_shape,
+                    support=energy.support,
+                    temperature=temperature,
+                ),
+            )
+        ]
+        torch.testing.assert_close(*warm)
 
 
 def test_pseudolikelihood_serves_spins_and_one_hot_vectors():

@@ -46,6 +46,15 @@ def test_log_prob_is_minus_the_energy_minus_log_z(name):
     torch.testing.assert_close(given.log_prob(x), -energy(x) / 2 - 1.5)
 
 
+def test_another_energy_has_another_log_z():
+    p = ebm.Boltzmann(Banana(1.0, 0.4), temperature=2.0, log_z=1.5)
+    other = p.with_energy(lambda x: x.pow(4).sum(-1))
+    assert not other.is_normalized
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(other.log_prob(x), -x.pow(4).sum(-1) / 2)
+    assert p.is_normalized
+
+
 @pytest.mark.parametrize("name", ENERGIES_EXACT)
 def test_sample_is_exact_where_the_energy_knows_how(name):
     energy = ENERGIES_EXACT[name]()

@@ -119,6 +119,32 @@ def test_log_likelihood_of_an_unnormalized_site_is_refused():
     assert "log_likelihood" not in groups(ebm.to_arviz(mcmc))
 
 
+def test_a_normalised_energy_has_a_likelihood():
+    def normalised():
+        with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            energy = ebm.Boltzmann(lambda x: 0.5 * (x - z) ** 2, event_shape=(), log_z=0.9189)
+            pyro.sample("x", energy, obs=torch.arange(6.0).reshape(2, 3))
+
+    mcmc = ebm.MCMC(MALA(normalised), 4, 5, num_chains=2, thin=3, disable_progbar=True)
+    mcmc.run()
+    idata = ebm.to_arviz(mcmc, log_likelihood=True)
+    found = dataset(idata, "log_likelihood")["x"]
+    assert found.dims == ("chain", "draw", "rows", "columns")
+    off = torch.arange(6.0).reshape(2, 3) - mcmc.get_samples(group_by_chain=True)["z"]
+    torch.testing.assert_close(tensor(found.values), -0.5 * off.square() - 0.9189)
+    assert dataset(idata, "observed_data")["x"].dims == ("rows", "columns")
+    assert dataset(idata, "posterior").attrs["thinning"] == 3
+
+
+def test_warmup_has_the_draws_of_warmup():
+    mcmc = run()
+    idata = ebm.to_arviz(mcmc)
+    for name, draws in mcmc.get_warmup().items():
+        found = dataset(idata, "warmup_posterior")[name].values
+        torch.testing.assert_close(tensor(found), draws)
+
+
 def test_a_boltzmann_target_has_no_model_to_replay():
     mcmc = ebm.MCMC(MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0))), 5, 5, disable_progbar=True)
     mcmc.run()

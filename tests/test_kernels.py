@@ -10,7 +10,7 @@ from torch import tensor
 
 from pyro_ebm import Boltzmann
 from pyro_ebm.energies import Gaussian, Laplace
-from pyro_ebm.kernels import HMC, MALA, ULA, run
+from pyro_ebm.kernels import GHMC, HMC, MALA, NUTS, ULA, ChEES, run
 from pyro_ebm.kernels.hamiltonian import leapfrog
 from pyro_ebm.kernels.metric import Metric
 from pyro_ebm.kernels.transition import seeded_generator
@@ -113,6 +113,24 @@ def test_leaves_exact_draws_of_a_skewed_target_invariant(kernel, target, scaled)
     assert_same_law(state.potential, potential.value_and_grad(fresh)[0])
 
 
+OFTEN_REJECTED = {
+    "HMC": lambda: HMC(step_size=1.0, num_steps=3),
+    "ChEES": lambda: ChEES(step_size=1.0, length=1.5),
+    "NUTS": lambda: NUTS(step_size=1.0),
+    "GHMC": lambda: GHMC(step_size=1.0),
+}
+
+
+@pytest.mark.parametrize("kernel", OFTEN_REJECTED)
+def test_the_energy_reported_is_that_of_where_the_chain_is(kernel):
+    """Less the potential it is the kinetic energy, whose law is known, accepted or not."""
+    energy = SKEWED["banana"]()
+    potential = flat_potential(energy)
+    state, info = move(OFTEN_REJECTED[kernel](), potential, start(energy, 6000), 3)
+    assert kernel == "NUTS" or info.accepted.double().mean() < 0.9
+    assert_follows(info.energy - state.potential, lambda x: 1 - (-x).exp())
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_state_is_never_stale(kernel):
     energy = SKEWED["banana"]()
@@ -206,8 +224,8 @@ def test_hmc_jitters_its_length_for_all_chains_alike():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ULA(step_size=0.0), "step_size must be positive, got 0.0"),
-        (lambda: MALA(step_size=-1.0), "step_size must be positive, got -1.0"),
+        (lambda: ULA(step_size=0.0), "step_size must be positive and finite, got 0.0"),
+        (lambda: MALA(step_size=-1.0), "step_size must be positive and finite, got -1.0"),
         (lambda: MALA(target_accept_prob=1.0), "target_accept_prob must be between 0 and 1"),
         (lambda: HMC(num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda: HMC(jitter=2.0), "jitter must be between 0 and 1, got 2.0"),

@@ -85,6 +85,16 @@ def test_maximum_likelihood_is_the_log_density_and_its_gradient_on_a_constrained
     )
 
 
+def test_maximum_likelihood_takes_the_log_z_that_is_known():
+    energy, x = TwoModes(nn.Parameter(tensor(-0.8)), a=-2.0, b=1.5), torch.randn(5)
+    value = MaximumLikelihood().surrogate(ebm.Boltzmann(energy), x)
+    exact = -energy(x) - energy.log_z()
+    torch.testing.assert_close(value, exact)
+    torch.testing.assert_close(
+        gradient(value.sum(), energy.theta), gradient(exact.sum(), energy.theta)
+    )
+
+
 def test_maximum_likelihood_is_exact_on_the_plane():
     locs = tensor([[-2.0, 0.0], [1.0, 1.0]])
     weights = nn.Parameter(tensor([0.3, 0.7]))
@@ -322,8 +332,11 @@ def test_maximum_likelihood_follows_the_closed_law_of_two_modes():
             lambda: MaximumLikelihood().surrogate(ebm.Boltzmann(BetaEnergy()), torch.empty(0)),
             "data of site 'x'.*empty",
         ),
-        (lambda: MaximumLikelihood(tol=0.0), "tol must be positive, got 0.0"),
-        (lambda: MaximumLikelihood(half_width=-1.0), "half_width must be positive, got -1.0"),
+        (lambda: MaximumLikelihood(tol=0.0), "tol must be positive and finite, got 0.0"),
+        (
+            lambda: MaximumLikelihood(half_width=-1.0),
+            "half_width must be positive and finite, got -1.0",
+        ),
         (lambda: ShortRun(ULA(step_size=0.1), 0), "num_steps must be at least 1, got 0"),
         (
             lambda: PersistentCD(ULA(step_size=0.1), 5, reinit_from="prior"),

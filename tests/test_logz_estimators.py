@@ -18,7 +18,8 @@ from pyro_ebm.energies import DoubleWell, Gaussian, TwoModes
 from pyro_ebm.kernels import HMC, MALA, NUTS, ULA, RandomWalk
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.logz.annealing import anneal
-from pyro_ebm.logz.ladder import Ladder
+from pyro_ebm.logz.bridge import met
+from pyro_ebm.logz.ladder import Ladder, climb, num_levels
 from pyro_ebm.logz.path import Path, Walkers
 from pyro_ebm.logz.plan import scout
 from pyro_ebm.logz.thermodynamic import integrated, stepped
@@ -169,6 +170,25 @@ def test_thermodynamic_rule_is_right_to_fourth_order():
 def narrow():
     """Far from a base that is given and wide: walkers have to be resampled on the way."""
     return plain(Gaussian(tensor([3.0, -2.0]), tensor([30.0, 50.0])))
+
+
+def test_the_bridge_has_bounds_as_tight_as_its_draws_allow():
+    """Of log ratios that are normal on both sides, log Z is 0, and 1 is their divergence."""
+    of_base = torch.randn(128_000) - 0.5
+    of_target = torch.randn(64, 2000) + 0.5
+    z = met(of_base, of_target, float(of_target.numel()))
+    assert_close(z.value, 0.0, z.std_error)
+    assert z.lower < 0 < z.upper
+    assert z.upper - z.lower < 4 * NUM_SIGMAS * z.std_error
+
+
+def test_replicas_carry_chains_between_modes():
+    """Every pair swaps in its turn: else no chain would come from the base to the target."""
+    made = planned("two_modes")
+    ladder = climb(made, 64, 400, num_levels(made), seeded_generator(torch.device("cpu")))
+    above = made.path.points(Walkers(ladder.z, ladder.z)).squeeze(-1) > 0
+    crossed = above.any(0) & ~above.all(0)
+    assert crossed.double().mean() > 0.9
 
 
 def test_smc_finds_the_way_from_a_base_that_is_far():
@@ -381,7 +401,7 @@ def test_smoothed_weights_are_those_of_arviz():
 TARGET = EXACT["double_well"]
 WRONG = {
     "num_chains must be a multiple of 16": lambda: logz.ais(TARGET(), num_chains=40),
-    "num_rungs at least 1, got 64 and 0": lambda: logz.ais(TARGET(), num_chains=64, num_rungs=0),
+    "num_rungs must be at least 1, got 0": lambda: logz.ais(TARGET(), num_chains=64, num_rungs=0),
     "num_islands must be at least 8": lambda: logz.smc(TARGET(), num_islands=4),
     "conditional_ess must be between 0 and 1, got 1": lambda: logz.smc(
         TARGET(), conditional_ess=1.0

@@ -230,6 +230,15 @@ def test_thinning_makes_more_steps_and_keeps_as_many_draws():
     assert torch.equal(steps(4, 3), steps(12, 1)[:, 2::3])
 
 
+def test_the_acceptance_rate_counts_the_steps_between_draws():
+    mcmc = quiet(MALA(normal_model), 4, 15, num_chains=3, thin=3)
+    mcmc.run(tensor(1.0))
+    rates = mcmc.diagnostics()["acceptance rate"].values()
+    assert all(0 < rate <= 1 for rate in rates)
+    totals = mcmc.draws.totals()["acceptance_rate"]
+    torch.testing.assert_close(tensor(list(rates)), totals.double() / 12)
+
+
 def test_moments_and_totals_are_there_without_a_single_draw(capsys):
     mcmc = quiet(HMC(normal_model), 40, 30, num_chains=8, save=())
     mcmc.run(tensor(1.0))
@@ -296,9 +305,9 @@ def test_shows_progress_unless_told_not_to(capsys):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda k: ebm.MCMC(k, 0), "num_samples and num_chains must be positive"),
-        (lambda k: ebm.MCMC(k, 5, -1), "warmup_steps not negative"),
-        (lambda k: ebm.MCMC(k, 5, num_chains=0), "num_chains must be positive"),
+        (lambda k: ebm.MCMC(k, 0), "num_samples must be at least 1, got 0"),
+        (lambda k: ebm.MCMC(k, 5, -1), "warmup_steps must be at least 0, got -1"),
+        (lambda k: ebm.MCMC(k, 5, num_chains=0), "num_chains must be at least 1, got 0"),
         (lambda k: ebm.MCMC(k, 5, num_chains=5, num_superchains=2), "must divide num_chains"),
         (
             lambda k: ebm.MCMC(k, 5, num_chains=3, initial_params={"x": torch.zeros(2, 2)}),

@@ -386,8 +386,11 @@ def test_mclmc_forgets_its_direction_over_its_length():
     [
         (lambda: MAMS(num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda: MAMS(jitter=1.5), "jitter must be between 0 and 1, got 1.5"),
-        (lambda: MCLMC(length=0.0), "length must be positive, got 0.0"),
-        (lambda: MCLMC(energy_variance=-1.0), "energy_variance must be positive, got -1.0"),
+        (lambda: MCLMC(length=0.0), "length must be positive and finite, got 0.0"),
+        (
+            lambda: MCLMC(energy_variance=-1.0),
+            "energy_variance must be positive and finite, got -1.0",
+        ),
         (
             lambda: MAMS().init(Potential.of(FREE), torch.zeros(3, 1)),
             "MAMS needs a target of at least 2 dimensions, got 1: use HMC instead",

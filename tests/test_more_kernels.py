@@ -238,9 +238,9 @@ def test_the_first_step_draws_the_momentum_and_later_ones_keep_it(make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomWalk(step_size=0.0), "step_size must be positive, got 0.0"),
+        (lambda: RandomWalk(step_size=0.0), "step_size must be positive and finite, got 0.0"),
         (lambda: UnderdampedLangevin(step_size=0.1, friction=0.0), "friction must be positive"),
-        (lambda: GHMC(friction=-1.0), "friction must be positive, got -1.0"),
+        (lambda: GHMC(friction=-1.0), "friction must be positive and finite, got -1.0"),
     ],
 )
 def test_refuses_bad_arguments(make, message):

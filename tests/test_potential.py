@@ -148,6 +148,16 @@ def test_reads_plates_as_dimensions():
     assert by_name["weights"].dims == ()
 
 
+def test_reads_nested_plates_in_the_order_of_their_dimensions():
+    def nested():
+        with pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 2, dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    (site,) = Potential.of(nested).sites
+    assert site.shape == (3, 2)
+    assert site.dims == ("rows", "columns")
+
+
 def test_starts_an_improper_prior():
     def flat():
         b = pyro.sample("b", dist.ImproperUniform(constraints.real, (), (2,)))

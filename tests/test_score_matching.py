@@ -282,7 +282,7 @@ def test_annealed_langevin_keeps_to_the_support():
     [
         (lambda p: annealed_langevin(p, [0.1, 1.0], 5), "falling numbers, got"),
         (lambda p: annealed_langevin(p, [1.0, 0.0], 5), "sigmas must be positive"),
-        (lambda p: annealed_langevin(p, [1.0], 0), "must be at least 1, got 0 and 100"),
+        (lambda p: annealed_langevin(p, [1.0], 0), "num_chains must be at least 1, got 0"),
         (lambda p: annealed_langevin(p.expand([3]), [1.0], 5), "takes no batch"),
         (lambda p: SlicedScoreMatching(0), "num_projections must be at least 1, got 0"),
         (lambda p: SlicedScoreMatching(1, "axes"), "projections must be one of .*got 'axes'"),

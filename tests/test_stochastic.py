@@ -390,8 +390,11 @@ def test_other_kernels_refuse_a_subsampled_plate(kernel, driver):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SGLD(step_size=0.0), "step_size must be positive, got 0.0"),
-        (lambda: SGHMC(step_size=0.1, friction=0.0), "friction must be positive, got 0.0"),
+        (lambda: SGLD(step_size=0.0), "step_size must be positive and finite, got 0.0"),
+        (
+            lambda: SGHMC(step_size=0.1, friction=0.0),
+            "friction must be positive and finite, got 0.0",
+        ),
         (
             lambda: SGHMC(step_size=0.1, friction=2.0, noise_estimate=2.0),
             "noise_estimate must be at least 0 and less than friction=2.0, got 2.0",

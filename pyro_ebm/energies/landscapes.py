@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import check_count, check_positive
 from .analytic import LOG_2PI
 from .base import Energy
 
@@ -100,8 +101,7 @@ class DoubleWell(Energy):
 
     def __init__(self, beta: float = 1.0, tilt: float = 0.0) -> None:
         super().__init__(())
-        if not beta > 0:
-            raise ValueError(f"beta must be positive, got {beta}")
+        check_positive("beta", beta)
         self.constant("beta", beta)
         self.constant("tilt", tilt)
 
@@ -169,8 +169,7 @@ class Banana(Energy):
 
     def __init__(self, scale: float = 10.0, curvature: float = 0.03) -> None:
         super().__init__((2,))
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
+        check_positive("scale", scale)
         self.constant("scale", scale)
         self.constant("curvature", curvature)
 
@@ -224,10 +223,8 @@ class Funnel(Energy):
     has_sample = True
 
     def __init__(self, num_dims: int = 10, scale: float = 3.0) -> None:
-        if num_dims < 2:
-            raise ValueError(f"num_dims must be at least 2, got {num_dims}")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
+        check_count("num_dims", num_dims, least=2)
+        check_positive("scale", scale)
         super().__init__((num_dims,))
         self.constant("scale", scale)
 

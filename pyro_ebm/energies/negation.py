@@ -4,12 +4,12 @@ from __future__ import annotations
 
 __all__ = ["Without"]
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..arguments import check_positive
 from .base import Energy, Sum
 
 
@@ -54,8 +54,7 @@ class Without(Energy):
         weight: float = 1.0,
     ) -> None:
         for name, value in (("ceiling", ceiling), ("weight", weight)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+            check_positive(name, value)
         both = Sum([energy, avoided])
         super().__init__(both.event_shape, both.support)
         self.wanted, self.avoided = both.terms

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..energies.base import reference_tensor
 from ..potential import Potential
@@ -79,10 +80,8 @@ def annealed_langevin(
     good = levels.dim() == 1 and len(levels) and bool((levels > 0).all() & levels.isfinite().all())
     if not good or not bool((levels.diff() < 0).all()):
         raise ValueError(f"sigmas must be positive, finite and falling numbers, got {sigmas}")
-    if num_chains < 1 or num_steps < 1:
-        raise ValueError(
-            f"num_chains and num_steps must be at least 1, got {num_chains} and {num_steps}"
-        )
+    check_count("num_chains", num_chains)
+    check_count("num_steps", num_steps)
     if boltzmann.batch_shape:
         raise ValueError(
             f"annealed_langevin takes no batch, got batch_shape {tuple(boltzmann.batch_shape)}"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import check_between, check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .adaptation import Adaptation
@@ -60,19 +61,16 @@ class Kernel(PyroFace):
         target_accept_prob: float,
         metric_rank: int | None = 0,
     ) -> None:
-        if not step_size > 0:
-            raise ValueError(f"step_size must be positive, got {step_size}")
-        if not 0 < target_accept_prob < 1:
+        check_positive("step_size", step_size)
+        check_between("target_accept_prob", target_accept_prob, 0, 1, inside=True)
+        if metric_rank is not None:
+            check_count("metric_rank", metric_rank, least=0)
+        if metric_rank != 0 and not adapt_mass_matrix:
             raise ValueError(
-                f"target_accept_prob must be between 0 and 1, got {target_accept_prob}"
-            )
-        if (metric_rank or 0) < 0 or (metric_rank != 0 and not adapt_mass_matrix):
-            raise ValueError(
-                "metric_rank must be at least 0, and 0 if adapt_mass_matrix=False, got "
-                f"{metric_rank}"
+                f"metric_rank must be 0 if adapt_mass_matrix=False, got {metric_rank}"
             )
         super().__init__(model, potential_fn)
-        self.step_size = step_size
+        self.step_size = float(step_size)
         self.adapt_step_size = adapt_step_size
         self.adapt_mass_matrix = adapt_mass_matrix
         self.target_accept_prob = target_accept_prob

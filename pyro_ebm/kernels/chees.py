@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .adaptation import Adaptation, Tuning, When, harmonic_mean, where
@@ -130,10 +131,8 @@ class ChEES(Kernel):
         metric_rank: int | None = 0,
         target_accept_prob: float = 0.651,
     ) -> None:
-        if not length > 0:
-            raise ValueError(f"length must be positive, got {length}")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        check_positive("length", length)
+        check_count("max_steps", max_steps)
         super().__init__(
             model,
             potential_fn=potential_fn,
@@ -143,7 +142,7 @@ class ChEES(Kernel):
             metric_rank=metric_rank,
             target_accept_prob=target_accept_prob,
         )
-        self.length = length
+        self.length = float(length)
         self.max_steps = max_steps
         self.adapt_length = adapt_length
 

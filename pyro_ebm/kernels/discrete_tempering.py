@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..arguments import check_count
 from ..potential import Potential
 from .discrete import DiscreteKernel, DiscreteState
 from .swaps import EachLevel, equal_rejection, even_odd_swaps
@@ -120,10 +121,8 @@ class DiscreteTempering(DiscreteKernel):
                 "kernel must be an untempered discrete kernel such as Gibbs(target), got "
                 f"{type(kernel).__name__}"
             )
-        if num_temperatures < 2:
-            raise ValueError(f"num_temperatures must be at least 2, got {num_temperatures}")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        check_count("num_temperatures", num_temperatures, least=2)
+        check_count("num_steps", num_steps)
         super().__init__(
             kernel.target,
             step_size=kernel.step_size,

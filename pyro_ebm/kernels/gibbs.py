@@ -10,6 +10,7 @@ __all__ = ["Gibbs"]
 import torch
 from torch import Tensor
 
+from ..arguments import check_count
 from ..discrete import DiscreteTarget
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
@@ -63,8 +64,7 @@ class Gibbs(DiscreteKernel):
 
     def __init__(self, model: Model | Boltzmann | None = None, *, num_sweeps: int = 1) -> None:
         super().__init__(model)
-        if num_sweeps < 1:
-            raise ValueError(f"num_sweeps must be at least 1, got {num_sweeps}")
+        check_count("num_sweeps", num_sweeps)
         self.num_sweeps = num_sweeps
 
     def look(self, target: DiscreteTarget, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102

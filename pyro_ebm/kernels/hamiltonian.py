@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import check_between, check_count
 from ..distributions import Boltzmann
 from ..engine import loop
 from ..potential import Model, Potential
@@ -81,10 +82,8 @@ class HMC(Kernel):
         metric_rank: int | None = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        if not 0 <= jitter <= 1:
-            raise ValueError(f"jitter must be between 0 and 1, got {jitter}")
+        check_count("num_steps", num_steps)
+        check_between("jitter", jitter, 0, 1, inside=False)
         super().__init__(
             model,
             potential_fn=potential_fn,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import check_between, check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .adaptation import Adaptation
@@ -97,10 +98,9 @@ class MAMS(Kernel):
         metric_rank: int | None = 0,
         target_accept_prob: float = 0.9,
     ) -> None:
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        if not 0 <= jitter <= 1:
-            raise ValueError(f"jitter must be between 0 and 1, got {jitter}")
+        if num_steps is not None:
+            check_count("num_steps", num_steps)
+        check_between("jitter", jitter, 0, 1, inside=False)
         super().__init__(
             model,
             potential_fn=potential_fn,
@@ -229,10 +229,9 @@ class MCLMC(WithMomentum):
         adapt_mass_matrix: bool = True,
         metric_rank: int | None = 0,
     ) -> None:
-        if length is not None and not length > 0:
-            raise ValueError(f"length must be positive, got {length}")
-        if not energy_variance > 0:
-            raise ValueError(f"energy_variance must be positive, got {energy_variance}")
+        if length is not None:
+            check_positive("length", length)
+        check_positive("energy_variance", energy_variance)
         super().__init__(
             model,
             potential_fn=potential_fn,
@@ -242,7 +241,7 @@ class MCLMC(WithMomentum):
             metric_rank=metric_rank,
             target_accept_prob=1 - 1 / WORST,
         )
-        self.length = length
+        self.length = None if length is None else float(length)
         self.energy_variance = energy_variance
 
     def init(self, potential: Potential, z: Tensor) -> MicrocanonicalState:  # noqa: D102

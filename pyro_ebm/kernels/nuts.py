@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import check_between, check_count
 from ..distributions import Boltzmann
 from ..engine import loop
 from ..potential import Model, Potential
@@ -97,10 +98,8 @@ class NUTS(AsynchronousKernel):
         metric_rank: int | None = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
-        if not 1 <= max_tree_depth <= MAX_TREE_DEPTH:
-            raise ValueError(
-                f"max_tree_depth must be between 1 and {MAX_TREE_DEPTH}, got {max_tree_depth}"
-            )
+        check_between("max_tree_depth", max_tree_depth, 1, MAX_TREE_DEPTH, inside=False)
+        check_count("max_tree_depth", max_tree_depth)
         super().__init__(
             model,
             potential_fn=potential_fn,

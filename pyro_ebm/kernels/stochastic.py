@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import check_at_least
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .adaptation import Adaptation
@@ -278,6 +279,7 @@ class SGHMC(OnMinibatches, UnderdampedLangevin):
         UnderdampedLangevin.__init__(
             self, model, potential_fn=potential_fn, step_size=step_size, friction=friction
         )
+        check_at_least("noise_estimate", noise_estimate, -math.inf)
         if not 0 <= noise_estimate < friction:
             raise ValueError(
                 f"noise_estimate must be at least 0 and less than friction={friction}, got "

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import pad
 
+from ..arguments import check_count
 from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
@@ -169,10 +170,8 @@ class ParallelTempering(Kernel):
             )
         if kernel.metric_rank != 0:
             raise ValueError(f"metric_rank must be 0 under tempering, got {kernel.metric_rank}")
-        if num_temperatures < 2:
-            raise ValueError(f"num_temperatures must be at least 2, got {num_temperatures}")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        check_count("num_temperatures", num_temperatures, least=2)
+        check_count("num_steps", num_steps)
         super().__init__(
             kernel.target,
             potential_fn=kernel.potential_fn,

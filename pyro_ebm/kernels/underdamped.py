@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import check_positive
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
 from .base import Kernel
@@ -282,6 +283,5 @@ def step_or_turn(
 
 
 def _positive(friction: float) -> float:
-    if not friction > 0:
-        raise ValueError(f"friction must be positive, got {friction}")
+    check_positive("friction", friction)
     return friction

@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
@@ -101,6 +102,9 @@ def ais(
         >>> abs(z.value - 0.6799) < 4 * z.std_error, z.lower < z.upper
         (True, True)
     """
+    check_count("num_chains", num_chains)
+    if num_rungs is not None:
+        check_count("num_rungs", num_rungs)
     few = num_chains < 2 * NUM_GROUPS or num_chains % NUM_GROUPS
     if few or (num_rungs is not None and num_rungs < 1):
         raise ValueError(

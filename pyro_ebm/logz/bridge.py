@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..arguments import check_count
 from ..diagnostics import bulk_ess
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
@@ -88,7 +89,10 @@ def bridge(
         >>> abs(z.value - 0.6799) < 4 * z.std_error
         True
     """
+    check_count("num_chains", num_chains)
+    check_count("num_steps", num_steps)
     num_samples = num_chains * num_steps if num_samples is None else num_samples
+    check_count("num_samples", num_samples)
     if num_chains < 8 or num_steps < 4 or num_samples < 2 * NUM_GROUPS:
         raise ValueError(
             f"num_chains must be at least 8, num_steps 4 and num_samples {2 * NUM_GROUPS}, got "

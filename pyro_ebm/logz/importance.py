@@ -9,6 +9,7 @@ import warnings
 
 import pyro.distributions as dist
 
+from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.transition import seeded_generator
 from .base import LogZ, grouped, log_mean_exp, relative_error, weight_ess
@@ -65,6 +66,7 @@ def importance(
         >>> abs(z.value - 0.6799) < 4 * z.std_error, z.k_hat < 0.7
         (True, True)
     """
+    check_count("num_samples", num_samples)
     if num_samples < 100:
         raise ValueError(f"num_samples must be at least 100, got {num_samples}")
     made = as_plan(target, None, base)

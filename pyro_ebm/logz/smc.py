@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..arguments import check_between, check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.resampling import systematic
@@ -88,13 +89,14 @@ def smc(
         >>> abs(z.value - 0.6799) < 4 * z.std_error, z.rungs.beta[-1].item()
         (True, 1.0)
     """
+    check_count("num_particles", num_particles)
+    check_count("num_islands", num_islands)
     if num_islands < 8 or num_particles % num_islands or num_particles < 2 * num_islands:
         raise ValueError(
             "num_islands must be at least 8 and divide num_particles, with two or more each, got "
             f"{num_islands} and {num_particles}"
         )
-    if not 0 < conditional_ess < 1:
-        raise ValueError(f"conditional_ess must be between 0 and 1, got {conditional_ess}")
+    check_between("conditional_ess", conditional_ess, 0, 1, inside=True)
     made = as_plan(target, kernel, base)
     gap = math.sqrt(-math.log(conditional_ess))
     betas = made.rungs(max(1, math.ceil(made.lengths[-1].item() / gap)))

@@ -19,6 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
@@ -215,6 +216,10 @@ def stepped(ladder: Ladder) -> LogZ:
 
 
 def _check(num_chains: int, num_steps: int, num_rungs: int | None) -> None:
+    check_count("num_chains", num_chains)
+    check_count("num_steps", num_steps)
+    if num_rungs is not None:
+        check_count("num_rungs", num_rungs)
     if num_chains < 8 or num_steps < 10 or (num_rungs is not None and num_rungs < 3):
         raise ValueError(
             "num_chains must be at least 8, num_steps 10 and num_rungs 3, got "

@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..energies.base import module_of
 from .base import Objective, register_module
@@ -161,8 +162,7 @@ class Adversarial(Objective):
     ) -> None:
         super().__init__(elbo)
         _check_player("generator", generator)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_count("num_samples", num_samples)
         self.generator = generator
         self.num_samples = num_samples
 

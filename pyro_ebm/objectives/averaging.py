@@ -18,6 +18,8 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..arguments import check_between
+
 
 class ExponentialAverage:
     r"""Keeps an exponential moving average of parameters, without a bias to where they began.
@@ -57,8 +59,7 @@ class ExponentialAverage:
     """
 
     def __init__(self, source: nn.Module | ParamStoreDict, decay: float = 0.999) -> None:
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must be between 0 and 1, got {decay}")
+        check_between("decay", decay, 0, 1, inside=True)
         self._parameters = [p for _, p in source.named_parameters() if p.requires_grad]
         if not self._parameters:
             raise ValueError(

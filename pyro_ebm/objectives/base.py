@@ -89,7 +89,7 @@ class Objective(ELBO):
         self.evaluations: dict[str, Evaluation] = {}
         """What Pyro's last run of the model asked of each site."""
         self.elbo = Trace_ELBO() if elbo is None else elbo
-        self._checked: set[tuple[int, bool]] = set()
+        self._checked: set[tuple[int, bool, torch.dtype]] = set()
 
     @abstractmethod
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:
@@ -141,32 +141,28 @@ class Objective(ELBO):
         """Checks the data, and an energy once, when first seen.
 
         Raises:
-            ValueError: If the objective does not serve the support; if the data are empty, not
-                finite, on the edge of the support or outside of it; if the energy breaks its
-                contract, or ignores a condition that ``functools.partial`` gives it.
+            ValueError: If the objective does not serve the support; if the data do not have the
+                shape of the event, are empty, not numbers, not finite, on the edge of the support
+                or outside of it; if the energy breaks its contract, or ignores a condition that
+                ``functools.partial`` gives it.
         """
         support, value = boltzmann.support, x.detach()
         self._check_kind(support, name)
         data = f"data of site '{name}', with shape {tuple(x.shape)},"
-        if not x.numel():
-            raise ValueError(f"{data} are empty")
-        good = value.isfinite().all()
-        if support.is_discrete:
-            good, where = good & support.check(value).all(), f"outside of the support {support}"
-        else:
-            u, where = biject_to(support).inv(value), "on the edge of the support"
-            good = good if u is value else good & u.isfinite().all()
-        if not bool(good):
-            raise ValueError(f"{data} are not finite, or lie {where}")
+        _check_data(boltzmann, value, data)
         module = module_of(boltzmann.energy)
         conditional = module is not boltzmann.energy
-        if module is None or (id(module), conditional) in self._checked:
+        seen = (id(module), conditional, x.dtype)
+        if module is None or seen in self._checked:
             return
         if conditional and not check_uses_conditions(boltzmann.energy, value, name):
             return
         if not conditional and not support.is_discrete:
-            check_energy(module, value.reshape(-1, *boltzmann.event_shape)[:2])
-        self._checked.add((id(module), conditional))
+            try:
+                check_energy(module, value.reshape(-1, *boltzmann.event_shape)[:2])
+            except RuntimeError as error:
+                raise ValueError(f"the energy cannot take {data} of {x.dtype}: {error}") from error
+        self._checked.add(seen)
 
     def _check_kind(self, support: constraints.Constraint, name: str) -> None:
         if not (self.serves_discrete if support.is_discrete else self.serves_continuous):
@@ -180,6 +176,24 @@ class Objective(ELBO):
                 f"{type(self).__name__} cannot serve the {kind} site '{name}', whose support is "
                 f"{support}; use {ways[kind]}"
             )
+
+
+def _check_data(boltzmann: Boltzmann, x: Tensor, data: str) -> None:
+    support, event = boltzmann.support, boltzmann.event_shape
+    if x.shape[max(0, x.dim() - len(event)) :] != event:
+        raise ValueError(f"{data} must end with its event_shape {tuple(event)}")
+    if not x.numel():
+        raise ValueError(f"{data} are empty")
+    if not (support.is_discrete or x.is_floating_point()):
+        raise ValueError(f"{data} must be floating-point numbers, got {x.dtype}")
+    good = x.isfinite().all()
+    if support.is_discrete:
+        good, where = good & support.check(x).all(), f"outside of the support {support}"
+    else:
+        u, where = biject_to(support).inv(x), "on the edge of the support"
+        good = good if u is x else good & u.isfinite().all()
+    if not bool(good):
+        raise ValueError(f"{data} are not finite, or lie {where}")
 
 
 class _Swap(Messenger):

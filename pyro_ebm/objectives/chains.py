@@ -18,6 +18,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from ..arguments import check_count
 from ..discrete import bijection_of, discrete_target
 from ..distributions import Boltzmann
 from ..energies.base import module_of, reference_tensor
@@ -56,8 +57,11 @@ class Contrastive(Objective):
         self, kernel: Kernel, num_steps: int, elbo: ELBO | None, compile: bool = False
     ) -> None:
         super().__init__(elbo)
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        if not isinstance(kernel, Kernel):
+            raise ValueError(
+                f"kernel must be a kernel, such as MALA(), got {type(kernel).__name__}"
+            )
+        check_count("num_steps", num_steps)
         self.kernel = kernel
         self.num_steps = num_steps
         self.compile = compile
@@ -262,8 +266,7 @@ class Persistent(Contrastive):
         compile: bool = False,
     ) -> None:
         super().__init__(kernel, num_steps, elbo, compile)
-        if num_chains < 1:
-            raise ValueError(f"num_chains must be at least 1, got {num_chains}")
+        check_count("num_chains", num_chains)
         self.num_chains = num_chains
         self.chains: dict[str, Tensor] = {}
         """The chains of each site in unconstrained space, with shape ``(C, D)``."""

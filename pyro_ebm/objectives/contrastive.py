@@ -18,6 +18,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from ..arguments import check_between, check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from .base import CONTRASTIVE
@@ -204,14 +205,15 @@ class PersistentCD(Persistent):
         compile: bool = False,
     ) -> None:
         super().__init__(kernel, num_chains, num_steps, elbo, compile)
+        if num_moved is not None:
+            check_count("num_moved", num_moved, least=0)
         if num_moved is not None and not 1 <= num_moved <= num_chains:
             raise ValueError(
                 f"num_moved must be between 1 and num_chains={num_chains}, got {num_moved}"
             )
         if reinit_from not in ("noise", "data"):
             raise ValueError(f'reinit_from must be "noise" or "data", got {reinit_from!r}')
-        if not 0 <= reinit_prob <= 1:
-            raise ValueError(f"reinit_prob must be between 0 and 1, got {reinit_prob}")
+        check_between("reinit_prob", reinit_prob, 0, 1, inside=False)
         self.reinit_prob = reinit_prob
         self.reinit_from = reinit_from
         self.num_moved = num_moved

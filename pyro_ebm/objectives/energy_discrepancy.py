@@ -18,6 +18,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..arguments import check_at_least, check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import unconstrained_log_density
 from .base import Objective
@@ -77,12 +78,9 @@ class EnergyDiscrepancy(Objective):
         elbo: ELBO | None = None,
     ) -> None:
         super().__init__(elbo)
-        if not 0 < noise_scale < math.inf:
-            raise ValueError(f"noise_scale must be positive and finite, got {noise_scale}")
-        if num_noise < 1:
-            raise ValueError(f"num_noise must be at least 1, got {num_noise}")
-        if not 0 <= stabilization < math.inf:
-            raise ValueError(f"stabilization must be at least 0, got {stabilization}")
+        check_positive("noise_scale", noise_scale)
+        check_count("num_noise", num_noise)
+        check_at_least("stabilization", stabilization, 0)
         self.noise_scale = noise_scale
         self.num_noise = num_noise
         self.stabilization = stabilization

@@ -8,6 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from ..arguments import check_at_least
 from ..distributions import Boltzmann
 from ..energies.base import module_of
 from ..kernels.langevin import ULA
@@ -74,8 +75,7 @@ class ImprovedCD(Contrastive):
                 "ImprovedCD differentiates a Langevin step: kernel must be ULA, got "
                 f"{type(kernel).__name__}"
             )
-        if not kl_weight >= 0:
-            raise ValueError(f"kl_weight must be at least 0, got {kl_weight}")
+        check_at_least("kl_weight", kl_weight, 0)
         self.kl_weight = kl_weight
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102

@@ -11,6 +11,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from ..arguments import check_between
 from ..distributions import Boltzmann
 from ..kernels.langevin import ULA
 from ..kernels.resampling import systematic
@@ -97,8 +98,7 @@ class Jarzynski(Persistent):
                 "the weights of Jarzynski are those of unadjusted Langevin steps: kernel must be "
                 f"ULA, got {type(kernel).__name__}"
             )
-        if not 0 <= ess_threshold <= 1:
-            raise ValueError(f"ess_threshold must be between 0 and 1, got {ess_threshold}")
+        check_between("ess_threshold", ess_threshold, 0, 1, inside=False)
         if isinstance(start, Boltzmann) and not start.is_normalized:
             raise ValueError("start must be normalised: give the Boltzmann its log_z")
         self.ess_threshold = ess_threshold

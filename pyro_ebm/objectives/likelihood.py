@@ -16,6 +16,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ..arguments import check_positive
 from ..distributions import Boltzmann
 from ..energies.enumeration import MAX_POINTS
 from ..summation import enumerate_support, fit_grid, log_z_of_grid
@@ -62,8 +63,7 @@ class MaximumLikelihood(Objective):
     ) -> None:
         super().__init__(elbo)
         for name, value in (("half_width", half_width), ("tol", tol)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+            check_positive(name, value)
         self.half_width = half_width
         self.tol = tol
 

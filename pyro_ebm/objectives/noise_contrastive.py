@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to
 from torch.nn.functional import logsigmoid
 
+from ..arguments import check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import unconstrained_log_density
 from .base import Objective
@@ -83,8 +84,7 @@ class NoiseContrastive(Objective):
         elbo: ELBO | None = None,
     ) -> None:
         super().__init__(elbo)
-        if not 0 < ratio < math.inf:
-            raise ValueError(f"ratio must be positive and finite, got {ratio}")
+        check_positive("ratio", ratio)
         if not isinstance(noise, Distribution) and not callable(noise):
             raise ValueError(
                 "noise must be a distribution, or a callable that returns one, got "
@@ -175,10 +175,8 @@ class ConditionalNoiseContrastive(Objective):
 
     def __init__(self, noise_scale: float, num_noise: int = 1, elbo: ELBO | None = None) -> None:
         super().__init__(elbo)
-        if not 0 < noise_scale < math.inf:
-            raise ValueError(f"noise_scale must be positive and finite, got {noise_scale}")
-        if num_noise < 1:
-            raise ValueError(f"num_noise must be at least 1, got {num_noise}")
+        check_positive("noise_scale", noise_scale)
+        check_count("num_noise", num_noise)
         self.noise_scale = noise_scale
         self.num_noise = num_noise
 

@@ -13,6 +13,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from ..arguments import check_count
 from ..distributions import Boltzmann
 from .base import Objective
 from .single_site import known_alphabet, log_odds_of_changes
@@ -27,8 +28,8 @@ class _SingleSite(Objective):
 
     def __init__(self, num_sites: int | None = None, elbo: ELBO | None = None) -> None:
         super().__init__(elbo)
-        if num_sites is not None and num_sites < 1:
-            raise ValueError(f"num_sites must be at least 1, got {num_sites}")
+        if num_sites is not None:
+            check_count("num_sites", num_sites)
         self.num_sites = num_sites
 
     def _log_odds(self, boltzmann: Boltzmann, x: Tensor, name: str) -> tuple[Tensor, float]:

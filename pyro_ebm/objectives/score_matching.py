@@ -24,6 +24,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..arguments import check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import unconstrained_log_density
 from .base import Objective
@@ -158,8 +159,7 @@ class SlicedScoreMatching(_OfScores):
         compile: bool = False,
     ) -> None:
         super().__init__(elbo, compile)
-        if num_projections < 1:
-            raise ValueError(f"num_projections must be at least 1, got {num_projections}")
+        check_count("num_projections", num_projections)
         if projections not in _PROJECTIONS:
             raise ValueError(
                 f"projections must be one of {sorted(_PROJECTIONS)}, got {projections!r}"
@@ -242,8 +242,11 @@ class DenoisingScoreMatching(_OfScores):
         compile: bool = False,
     ) -> None:
         super().__init__(elbo, compile)
+        levels = sigma.tolist() if hasattr(sigma, "tolist") else sigma
+        for level in levels if isinstance(levels, list | tuple) else (levels,):
+            check_positive("sigma", level)
         self.sigma = torch.as_tensor(sigma)
-        if not self.sigma.numel() or not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
+        if not self.sigma.numel():
             raise ValueError(f"sigma must be positive and finite, got {sigma}")
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
