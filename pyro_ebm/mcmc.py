@@ -407,7 +407,8 @@ class MCMC(Results):
         if self._checkpoints is None:
             self._keep(adaptation, waiting)
             return
-        due = torch.tensor([self._checkpoints.due, self._signals.received or 0])
+        by_clock = self._checkpoints.due and rank() == 0  # which alone writes
+        due = torch.tensor([by_clock, self._signals.received or 0])
         is_due, received = gathered(due[None]).amax(0).tolist()  # on any rank: all save at once
         self._signals.received = received or None
         due_now = bool(is_due or received)

@@ -124,7 +124,7 @@ def _adapted(kernel, own, num_chains):
     generator = torch.Generator().manual_seed(7)
     energy = ebm.energies.Gaussian(torch.zeros(DIM), torch.ones(DIM))
     state = kernel.init(Potential.of(ebm.Boltzmann(energy)), torch.zeros(num_chains, DIM)[own])
-    adaptation = kernel.adaptation(NUM_STEPS)
+    adaptation, path = kernel.adaptation(NUM_STEPS), []
     for step in range(NUM_STEPS):
         z, grad = torch.randn(2, num_chains, DIM, generator=generator) * torch.arange(1.0, 4.0)
         accept_prob = torch.rand(num_chains, generator=generator)
@@ -141,11 +141,11 @@ def _adapted(kernel, own, num_chains):
             torch.zeros(num_chains)[own] > 0, accept_prob[own], energy=energy[own]
         )
         state = adaptation.update(state, info)
+        path.append(torch.cat([state.step_size[None], state.metric.scale]))
         if step == NUM_STEPS // 2 - 1:
             after = ebm.ranks.gathered(state.z)
     learned = {
-        "step_size": state.step_size,
-        "scale": state.metric.scale,
+        "path": torch.stack(path),
         "directions": getattr(state.metric.stretch, "matrices", ()),
         "length": getattr(state, "length", None),
         "centre": getattr(state, "centre", None),
