@@ -13,6 +13,7 @@ from benchmarks import (
     make_references,
     pool,
     posteriordb,
+    ranks,
     sampling,
     scale,
     training,
@@ -30,6 +31,8 @@ LEARNING = {"training": training, "learning": learning, "figure": figure}
 """Not part of it either: how energies are learned, and how fast (`make bench-learning`)."""
 DISCRETE = {"discrete": discrete}
 """Nor this: sweeps of spins and of Boltzmann machines (`make bench-discrete`)."""
+RANKS = {"ranks": ranks}
+"""Nor this: two ranks beside one, which takes every core (`python -m benchmarks ranks`)."""
 ONCE = {"chains": chains, "references": make_references}
 """Not part of a run: what they find is kept in files."""
 
@@ -40,12 +43,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="of sampling; rounds of other parts")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
-    for name, part in (PARTS | LEARNING | DISCRETE | ONCE).items():
+    for name, part in (PARTS | LEARNING | DISCRETE | RANKS | ONCE).items():
         command = commands.add_parser(name, help=part.__doc__.splitlines()[0])
         part.add_arguments(command)
     args = parser.parse_args()
     if args.part:
-        (PARTS | LEARNING | DISCRETE | ONCE)[args.part].main(args)
+        (PARTS | LEARNING | DISCRETE | RANKS | ONCE)[args.part].main(args)
         return
     workers, rounds = ["--workers", str(args.workers)], ["--rounds", str(args.seeds)]
     words = {

@@ -1,6 +1,17 @@
 """Energy-based models as first-class citizens of Pyro."""
 
-from . import datasets, diagnostics, energies, kernels, logz, metrics, objectives, plotting, zoo
+from . import (
+    datasets,
+    diagnostics,
+    energies,
+    kernels,
+    logz,
+    metrics,
+    objectives,
+    plotting,
+    ranks,
+    zoo,
+)
 from .compare import compare
 from .distributions import Boltzmann, energy_factor
 from .draws import Draws
@@ -31,6 +42,7 @@ __all__ = [
     "no_guide",
     "objectives",
     "plotting",
+    "ranks",
     "to_arviz",
     "zoo",
 ]

@@ -9,7 +9,7 @@ x)^2` takes in a block of :math:`n'` more, in float64, whatever is kept of them:
 
 from __future__ import annotations
 
-__all__ = ["Draws", "Moments", "refuse_draws"]
+__all__ = ["Draws", "Moments", "Sums", "refuse_draws"]
 
 import io
 import json
@@ -18,19 +18,21 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
-import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from .layout import chains_innermost, empty_like, memory_order, restored, stored
+from .arrays import Arrays, write
+from .layout import chains_innermost, memory_order, restored, stored
 from .potential import Potential
+from .ranks.group import gathered, num_ranks, rank, wait
 from .version import __version__
 
 FORMAT = 1
 """The layout of a folder of draws."""
+
+OF_RANKS = 2
+"""That of one to which several ranks have written."""
 
 PIECE = 2**21
 """The number of coordinates worked on at once, which bounds the memory beside the block itself."""
@@ -68,6 +70,8 @@ class Draws:
             and of the moments written anew: let blocks be long.
         going_on: What :meth:`state_dict` of draws like these returned; nothing of the store but
             what that had counts, and with ``{}`` nothing at all.
+        own: Which of the chains these are, where ranks have shared them: what is kept is theirs,
+            in a store that all ranks write.
 
     Raises:
         ValueError: If ``thin`` is not positive, ``save`` names no site, ``store`` holds draws with
@@ -94,6 +98,7 @@ class Draws:
         save: Sequence[str] | None = None,
         store: str | os.PathLike | None = None,
         going_on: dict[str, Any] | None = None,
+        own: slice | None = None,
     ) -> None:
         self.dims = {site.name: site.dims for site in potential.sites}
         if unknown := sorted(set(save or ()) - set(self.dims)):
@@ -104,23 +109,27 @@ class Draws:
         if path and going_on is None:
             refuse_draws(path)
         self.num_draws, self.num_chains, self.thin = num_draws, num_chains, thin
+        self._own = slice(0, num_chains) if own is None else own
         self._potential: Potential | None = potential
         self._saved = [name for name in self.dims if save is None or name in save]
-        self._arrays = _Arrays(path, num_draws, {})
+        self._arrays = Arrays(path, num_draws, {}, num_chains, self._own)
+        self._shared = own is not None
+        others = self._shared and rank() > 0
+        self._about = f"rank-{rank()}.json" if others else "draws.json"
         self._slot = 0
         if going_on:
             self._arrays.take_up(going_on["arrays"])
-            self._sums = going_on["sums"]
-            self._slot = _spare_slot(path)
-            self._acknowledge(self._sums)
+            self._parts = [going_on["sums"]]
+            self._slot = 1 - _slot_of(path, self._about)
+            self._acknowledge(self._parts[0])
             return
-        z = potential.start.new_zeros(num_chains, potential.dim)
+        z = potential.start.new_zeros(self._own.stop - self._own.start, potential.dim)
         values = potential.constrain(chains_innermost(z))
         for name in self._saved:
             self._arrays.write(f"values/{name}", 0, values[name][None][:0])
         zeros = {name: torch.zeros_like(x, dtype=torch.float64) for name, x in values.items()}
-        self._sums = _Sums(0, zeros, zeros, {}, {})
-        self._acknowledge(self._sums)
+        self._parts = [Sums(0, zeros, zeros, {}, {})]
+        self._acknowledge(self._parts[0])
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Draws:
@@ -135,21 +144,57 @@ class Draws:
         """
         path = Path(folder)
         about = json.loads((path / "draws.json").read_text())
-        if about["format"] != FORMAT:
+        if about["format"] not in (FORMAT, OF_RANKS):
             raise ValueError(f"only pyro_ebm {about['version']}, which wrote {path}, can read it")
-        draws = cls.__new__(cls)
-        for name in ("num_draws", "num_chains", "thin"):
-            setattr(draws, name, about[name])
-        draws.dims = {name: tuple(dims) for name, dims in about["dims"].items()}
-        draws._arrays = _Arrays(path, draws.num_draws, about["arrays"])
-        draws._potential = None
-        draws._sums = _Sums(**torch.load(path / about["sums"], "cpu", weights_only=True))
+        draws = cls._made_of(
+            Arrays(path, about["num_draws"], about["arrays"], about["num_chains"]),
+            [
+                Sums(**torch.load(path / file, "cpu", weights_only=True))
+                for file in _files_of_sums(path, about)
+            ],
+            num_chains=about["num_chains"],
+            thin=about["thin"],
+            dims={name: tuple(dims) for name, dims in about["dims"].items()},
+        )
+        if about.get("ranks", 1) > len(draws._parts):
+            draws._parts = [part._replace(num_steps=0) for part in draws._parts]
         return draws
+
+    @classmethod
+    def _made_of(cls, arrays: Arrays, parts: list[Sums], **fields: object) -> Draws:
+        """Makes draws for reading."""
+        draws = cls.__new__(cls)
+        draws.__dict__.update(fields)
+        draws.num_draws, draws._arrays, draws._parts = arrays.num_draws, arrays, parts
+        draws._potential = None
+        return draws
+
+    def of_all_ranks(self) -> Draws:
+        """Returns those of all ranks, for reading: from the store, or with each a copy of all.
+
+        Every rank has to call it, after it has made its own.
+        """
+        if not self._shared:
+            return self
+        if self._arrays.path is not None:
+            wait()  # until all have written
+            return Draws.open(self._arrays.path)
+        arrays = {
+            key: gathered(rows.transpose(0, 1).contiguous()).transpose(0, 1)
+            for key, rows in self._arrays.up_to(self.count).items()
+        }
+        return Draws._made_of(
+            Arrays(None, self.num_draws, arrays, self.num_chains),
+            [self._parts[0].of_all_ranks()],
+            num_chains=self.num_chains,
+            thin=self.thin,
+            dims=self.dims,
+        )
 
     @property
     def num_steps(self) -> int:
-        """The number of steps taken in."""
-        return self._sums.num_steps
+        """The number of steps taken in, by the rank that is the furthest behind."""
+        return min(part.num_steps for part in self._parts)
 
     @property
     def count(self) -> int:
@@ -172,15 +217,15 @@ class Draws:
         if self._potential is None or len(z) > room:
             why = "were opened for reading" if self._potential is None else f"have room for {room}"
             raise ValueError(f"cannot append {len(z)} steps to draws that {why}")
-        sums = self._sums
-        size = max(1, PIECE // max(1, self.num_chains * self._potential.dim))
+        sums = self._parts[0]
+        size = max(1, PIECE // max(1, z.shape[1:].numel()))
         for i in range(0, len(z), size):
             piece = {name: values[i : i + size] for name, values in stats.items()}
             sums = self._take(sums, self._potential.constrain(z[i : i + size]), piece)
         self._acknowledge(sums)
-        self._sums = sums
+        self._parts = [sums]
 
-    def _take(self, sums: _Sums, values: dict[str, Tensor], stats: dict[str, Tensor]) -> _Sums:
+    def _take(self, sums: Sums, values: dict[str, Tensor], stats: dict[str, Tensor]) -> Sums:
         """Writes the draws of a piece where they belong; until they count, that does no harm."""
         start, skipped = divmod(sums.num_steps, self.thin)
         kept = slice(self.thin - 1 - skipped, None, self.thin)
@@ -195,12 +240,12 @@ class Draws:
                 self._arrays.write(f"stats/{name}", start, rows)
         return sums.plus(values, stats)._replace(pending=pending)
 
-    def _acknowledge(self, sums: _Sums) -> None:
+    def _acknowledge(self, sums: Sums) -> None:
         """Makes the folder say that it has these steps; until then it says what it said before."""
         if self._arrays.path is None:
             return
         about = {
-            "format": FORMAT,
+            "format": OF_RANKS if self._shared else FORMAT,
             "version": __version__,
             "num_draws": self.num_draws,
             "num_chains": self.num_chains,
@@ -208,20 +253,22 @@ class Draws:
             "count": sums.num_steps // self.thin,
             "dims": self.dims,
             "arrays": self._arrays.held,
-            "sums": f"sums-{self._slot}.pt",
+            "sums": f"{Path(self._about).stem.replace('draws', 'sums')}-{self._slot}.pt",
         }
+        if self._shared:
+            about |= {"ranks": num_ranks(), "chains": [self._own.start, self._own.stop]}
         buffer = io.BytesIO()
         torch.save(sums._asdict(), buffer)
-        _write(self._arrays.path / about["sums"], buffer.getbuffer())
-        fresh = self._arrays.path / "draws.json.new"
-        _write(fresh, json.dumps(about, indent=1).encode())
+        write(self._arrays.path / about["sums"], buffer.getbuffer())
+        fresh = self._arrays.path / f"{self._about}.new"
+        write(fresh, json.dumps(about, indent=1).encode())
         fresh.replace(fresh.with_suffix(""))
         self._slot = 1 - self._slot
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what it takes to go on from here: of a store, where things are in it."""
         return {
-            "sums": self._sums,
+            "sums": self._parts[0],
             "arrays": self._arrays.up_to(self.count),
         }
 
@@ -235,15 +282,17 @@ class Draws:
 
     def totals(self) -> dict[str, Tensor]:
         """Returns the sum of each statistic over every step, of shape ``(chain,)``."""
-        return {name: total.cpu() for name, total in self._sums.totals.items()}
+        return {
+            name: torch.cat([part.totals[name].cpu() for part in self._parts])
+            for name in self._parts[0].totals
+        }
 
     def moments(self) -> dict[str, Moments]:
         """Returns the moments of every site, saved or not, over every step."""
-        n, found = self.num_steps, {}
-        for name, mean in self._sums.mean.items():
-            unknown = torch.full_like(mean, math.nan)
-            variance = self._sums.squares[name] / (n - 1) if n > 1 else unknown
-            found[name] = Moments((mean if n else unknown).cpu(), variance.cpu())
+        found = {}
+        for name in self.dims:
+            parts = [part.moments(name) for part in self._parts]
+            found[name] = Moments(*map(torch.cat, zip(*parts, strict=True)))
         return found
 
     def r_hat(self) -> dict[str, Tensor]:
@@ -275,15 +324,28 @@ def refuse_draws(store: Path) -> None:
         raise ValueError(f"{store} holds draws: Draws.open reads them; give another store")
 
 
-def _spare_slot(store: Path | None) -> int:
-    """The file of sums that a folder does not speak of."""
+def _slot_of(store: Path | None, about: str) -> int:
+    """Which of two files of sums a folder speaks of."""
     try:
-        return 1 - int(json.loads((store / "draws.json").read_text())["sums"][len("sums-")])
+        return int(Path(json.loads((store / about).read_text())["sums"]).stem[-1])
     except (TypeError, OSError, ValueError, KeyError):
-        return 0
+        return 1
 
 
-class _Sums(NamedTuple):
+def _files_of_sums(store: Path, about: dict[str, Any]) -> list[str]:
+    """The files of sums of consecutive chains; a rank that has not yet written has none."""
+    files, end = [about["sums"]], about.get("chains", [0, about["num_chains"]])[1]
+    for number in range(1, about.get("ranks", 1)):
+        path = store / f"rank-{number}.json"
+        other = json.loads(path.read_text()) if path.exists() else {}
+        if other.get("ranks") != about["ranks"] or other["chains"][0] != end:
+            break
+        files.append(other["sums"])
+        end = other["chains"][1]
+    return files
+
+
+class Sums(NamedTuple):
     """What every step counts in, per chain, kept or not."""
 
     num_steps: int
@@ -293,7 +355,20 @@ class _Sums(NamedTuple):
     pending: dict[str, Tensor]
     """Whether a flag was set since the last draw."""
 
-    def plus(self, values: dict[str, Tensor], stats: dict[str, Tensor]) -> _Sums:
+    def of_all_ranks(self) -> Sums:
+        """The sums of the chains of all ranks, on the CPU."""
+        fields = [{k: gathered(x.cpu()) for k, x in field.items()} for field in self[1:]]
+        return Sums(self.num_steps, *fields)
+
+    def moments(self, name: str) -> Moments:
+        """The mean and variance of a site."""
+        n, mean = self.num_steps, self.mean[name]
+        unknown = torch.full_like(mean, math.nan)
+        variance = self.squares[name] / (n - 1) if n > 1 else unknown
+        return Moments((mean if n else unknown).cpu(), variance.cpu())
+
+    def plus(self, values: dict[str, Tensor], stats: dict[str, Tensor]) -> Sums:
+        """The sums with consecutive steps more."""
         mean, squares, totals = {}, {}, {}
         for name, block in values.items():
             weight = len(block) / (self.num_steps + len(block))
@@ -305,7 +380,7 @@ class _Sums(NamedTuple):
         for name, block in stats.items():
             dtype = torch.float64 if block.is_floating_point() else torch.int64
             totals[name] = block.sum(0, dtype=dtype) + self.totals.get(name, 0)
-        return _Sums(self.num_steps + len(block), mean, squares, totals, self.pending)
+        return Sums(self.num_steps + len(block), mean, squares, totals, self.pending)
 
 
 def _sums_over_steps(block: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,81 +403,3 @@ def _flags(flags: Tensor, kept: slice, pending: Tensor | int) -> tuple[Tensor, T
     so_far = flags.cumsum(0) + pending
     at_draws = torch.cat([torch.zeros_like(so_far[:1]), so_far[kept]])
     return at_draws.diff(dim=0) > 0, so_far[-1] > at_draws[-1]
-
-
-class _Arrays:
-    """Arrays ``(draw, chain, *shape)``, in memory if there is no path.
-
-    Files are written, not assigned to through a memory map: that would hold on to memory, and a
-    full disk would end the process by a signal in place of an OSError.
-    """
-
-    def __init__(self, path: Path | None, num_draws: int, held: dict) -> None:
-        self.path = path
-        self.num_draws = num_draws
-        self.held = held
-        if path is not None:
-            path.mkdir(parents=True, exist_ok=True)
-
-    def up_to(self, count: int) -> dict[str, Any]:
-        """The first rows, or where they are."""
-        if self.path is not None:
-            return {key: dict(about) for key, about in self.held.items()}
-        return {key: rows[:count] for key, rows in self.held.items()}
-
-    def take_up(self, arrays: dict[str, Any]) -> None:
-        """Goes on with what there was."""
-        for key, found in arrays.items():
-            if self.path is None:
-                self.write(key, 0, found)
-                continue
-            file = self.path / found["file"]
-            try:
-                open_memmap(file, "r")
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"{file} is gone or cut short: no run can go on from it"
-                ) from error
-            self.held[key] = {**found, "shape": tuple(found["shape"])}
-
-    def write(self, key: str, start: int, rows: Tensor) -> None:
-        """Puts rows in their place, and makes room for all rows if there is none yet."""
-        rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).cpu()
-        if self.path is None:
-            if key not in self.held:
-                one = rows.new_empty_strided(rows.shape[1:], rows.stride()[1:])
-                _, self.held[key] = empty_like(one, self.num_draws)
-            self.held[key][start : start + len(rows)] = rows
-            return
-        rows = rows.contiguous().numpy()
-        shape = (self.num_draws, *rows.shape[1:])
-        if key not in self.held:
-            file = f"{len(self.held):03d}-{quote(key.partition('/')[2], safe='')}.npy"
-            open_memmap(self.path / file, "w+", rows.dtype, shape)
-            self.held[key] = {"file": file, "dtype": rows.dtype.name, "shape": shape}
-        if len(rows):
-            rows = rows.astype(self.held[key]["dtype"], copy=False)
-            from_end = (self.num_draws - start) * rows[0].nbytes
-            data = rows.reshape(-1).view(np.uint8).data
-            _write(self.path / self.held[key]["file"], data, from_end)
-
-    def read(self, prefix: str, count: int) -> dict[str, Tensor]:
-        """Looks at the first rows; what is done to a view of a file does not reach the file."""
-        views = {}
-        for key in self.held:
-            if key.startswith(prefix):
-                found = self.held[key]
-                if self.path is not None:
-                    found = torch.from_numpy(open_memmap(self.path / found["file"], "c"))
-                views[key.removeprefix(prefix)] = found[:count].transpose(0, 1)
-        return views
-
-
-def _write(path: Path, data: bytes | memoryview, from_end: int | None = None) -> None:
-    """Puts bytes on the disk itself: in a new file, or in an old one, so far from its end."""
-    with open(path, "wb" if from_end is None else "r+b", buffering=0) as file:
-        if from_end is not None:
-            file.seek(-from_end, os.SEEK_END)
-        while len(data):
-            data = data[file.write(data) :]
-        os.fsync(file.fileno())

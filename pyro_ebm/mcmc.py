@@ -39,7 +39,9 @@ from .kernels.gibbs import Gibbs
 from .kernels.transition import State, blocks, seeded_generator, statistics
 from .layout import cat_in_order, chains_innermost
 from .potential import Model
+from .ranks.group import first_ahead, gathered, num_ranks, own_stream, rank, wait
 from .results import Results
+from .sharding import own_chains, parts_of_all_ranks, take_own, widest
 from .signals import Signals
 
 HANDED_OVER_STEPS = 64
@@ -56,6 +58,10 @@ class MCMC(Results):
     draws made so far. Noise comes from a generator seeded by torch's, so ``pyro.set_rng_seed``
     makes a run repeatable.
 
+    After :func:`pyro_ebm.ranks.start` under ``torchrun`` the chains are shared by ranks, each with
+    noise of its own: tuned as one, and without a message from the end of warmup to the last draw.
+    Then each rank has the draws of all, in memory or in the one store that all have written.
+
     Args:
         kernel: A kernel with a target (a Pyro model, a :class:`~pyro_ebm.Boltzmann` or
             ``potential_fn=``), or a target alone: then :class:`~pyro_ebm.kernels.ChEES` samples
@@ -63,7 +69,7 @@ class MCMC(Results):
             :class:`~pyro_ebm.kernels.Gibbs`.
         num_samples: The number of draws to keep, per chain.
         warmup_steps: The number of steps to adapt in; ``num_samples`` if not given, as in Pyro.
-        num_chains: The number of chains.
+        num_chains: The number of chains, on all ranks.
         initial_params: Unconstrained starting values, chains first; uniform in (-2, 2) if not
             given, and discrete ones uniform over all points.
         num_superchains: If given, chains start in that many groups, each at one point, which
@@ -89,7 +95,8 @@ class MCMC(Results):
 
     Raises:
         ValueError: If a count is not positive, ``initial_params`` does not have ``num_chains``
-            rows, ``num_superchains`` does not divide ``num_chains``, ``save`` names no site,
+            rows, ``num_superchains`` does not divide ``num_chains`` or either is smaller than the
+            number of ranks, ``save`` names no site,
             ``store`` holds draws already, or ``checkpoint`` is that of another run, version or
             dtype; and whatever the kernel's target raises.
         OSError: If ``checkpoint`` cannot be written, before the first step.
@@ -171,19 +178,24 @@ class MCMC(Results):
             kwargs: What the model takes by name.
 
         Raises:
-            KeyboardInterrupt: If interrupted before the first draw; later interrupts keep the
-                draws.
+            KeyboardInterrupt: If interrupted before the first draw, or on several ranks; later
+                interrupts keep the draws.
+            RuntimeError: If another rank has ended.
             SystemExit: After SIGTERM with a ``checkpoint``: status 143.
             OSError: If the disk is full; it says what was kept.
         """
         self._args, self._kwargs = args, kwargs
         found, self._loaded = self._loaded, None
-        if self._checkpoints is not None:
-            self._checkpoints.prepare()
-            found = self._checkpoints.load() or found
-        if found is None and self.store is not None:
-            refuse_draws(self.store)
-        first = self._bind(found)
+        self._own = own_chains(self.num_chains, self.num_superchains)
+        with first_ahead():
+            if self._checkpoints is not None:
+                if rank() == 0:
+                    self._checkpoints.prepare()
+                found = self._checkpoints.load() or found
+            if found is None and self.store is not None:
+                refuse_draws(self.store)
+        wait()
+        first, found = self._bind(found)
         spent = found["spent"] if found else 0.0
         self._began = time.perf_counter() - spent
         if found and found["finished"]:
@@ -192,29 +204,48 @@ class MCMC(Results):
             with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
                 self._move(first, found)
             spent = time.perf_counter() - self._began
+        self._warmup, self.draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
         self.sampling_time = spent - self.warmup_time
 
-    def _bind(self, found: dict[str, Any] | None) -> State:
-        """Makes the first state of the run, which every run that goes on with it makes again."""
+    def _bind(self, found: dict[str, Any] | None) -> tuple[State, dict[str, Any] | None]:
+        """Makes the first state of the run, which every run that goes on with it makes again.
+
+        Returns with it what this rank goes on from, if there is something.
+        """
         random = random_state()
         try:
-            at_first = found["at_first"]["random"] if found else random
+            parts = found.get("parts", [found]) if found else []
+            at_first = parts[0]["at_first"]["random"] if found else random
             set_random_state(at_first)
             self.potential = self.kernel.bind(self._args, self._kwargs, self.initial_params)
             self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
             self._fingerprint = self._what_it_is()
             if found:
-                compare(found["fingerprint"], self._fingerprint)
-            first = self.kernel.init(self.potential, chains_innermost(self._start()))
+                compare(parts[0]["fingerprint"], self._fingerprint)
+            start = self._start()
+            first = self.kernel.init(self.potential, chains_innermost(start[self._own]))
             if found:
+                found = take_own(found, self._own, functools.partial(self._two_states, start))
                 same_target(found["at_first"]["potential"], first.potential)
         except Exception:
             set_random_state(random)
             raise
         self._at_first = {"random": at_first, "potential": first.potential}
         self.state = first
-        self.generator = seeded_generator(first.z.device)
-        return first
+        with own_stream():
+            self.generator = seeded_generator(first.z.device)
+        return first, found
+
+    def _two_states(self, start: Tensor, stepped: bool) -> list[State]:
+        """Makes states of one chain and of two."""
+        states, generator = [], torch.Generator(start.device)
+        for num_chains in (1, 2):
+            state = self.kernel.init(self.potential, start[:num_chains])
+            if stepped:
+                noise = self.kernel.noise(state, generator)
+                state, _ = self.kernel.step(self.potential, state, noise)
+            states.append(state)
+        return states
 
     def _what_it_is(self) -> dict[str, Any]:
         names = ("num_samples", "warmup_steps", "num_chains", "num_superchains", "thin", "save")
@@ -234,11 +265,12 @@ class MCMC(Results):
             self._keep(adaptation, [])
             self._save()  # before there are draws, so that a folder with draws has a checkpoint
             self._make_draws({}, {})
-        with tqdm(total=num_steps, initial=self._step, disable=self.disable_progbar) as progress:
+        silent = self.disable_progbar or rank() > 0
+        with tqdm(total=num_steps, initial=self._step, disable=silent) as progress:
             if self._step <= self.warmup_steps:
                 self._draw(self._warmup, "warmup", progress, waiting, adaptation)
                 if adaptation.rejoined is not None:
-                    self.rejoined = adaptation.rejoined.cpu()
+                    self.rejoined = gathered(adaptation.rejoined.cpu())
                 self.warmup_time = time.perf_counter() - self._began
                 waiting = []
             self._draw(self.draws, "sample", progress, waiting, None)
@@ -286,7 +318,9 @@ class MCMC(Results):
     def _save(self, *, due: bool = True) -> None:
         if self._checkpoints is not None and due:
             beside = (self.store, self.store / "warmup") if self._step else ()
-            self._checkpoints.save(self._step, self._kept, beside)
+            of_all = parts_of_all_ranks(self._kept)
+            if of_all is not None:
+                self._checkpoints.save(self._step, of_all, beside)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a run needs to go on, as it was after the last whole block of steps.
@@ -318,7 +352,10 @@ class MCMC(Results):
 
     def _make_draws(self, warmup: dict[str, Any], draws: dict[str, Any]) -> None:
         of_warmup = None if self.store is None else self.store / "warmup"
-        make = functools.partial(Draws, self.potential, num_chains=self.num_chains, save=self.save)
+        own = self._own if num_ranks() > 1 else None
+        make = functools.partial(
+            Draws, self.potential, num_chains=self.num_chains, save=self.save, own=own
+        )
         with self._writing():
             self._warmup = make(self.warmup_steps, store=of_warmup, going_on=warmup)
             self.draws = make(self.num_samples, thin=self.thin, store=self.store, going_on=draws)
@@ -339,7 +376,8 @@ class MCMC(Results):
         at_once = max(1, min(HANDED_OVER_STEPS, HANDED_OVER_NUMBERS // self.state.z.numel()))
         progress.set_description(stage)
         try:
-            for length in blocks(self.state.z, num_steps, done):
+            z = widest(self.state.z, self.num_chains, self.num_superchains)
+            for length in blocks(z, num_steps, done):
                 for state, history in self._runner.block(
                     self.state, length, self.generator, adaptation
                 ):
@@ -350,12 +388,12 @@ class MCMC(Results):
                     progress.set_postfix_str(self._runner.rung.name, refresh=False)
                     progress.update(len(history.z))
                 self._step += length
-                self._end_block(adaptation, waiting)
+                self._end_block(draws, adaptation, waiting)
         except KeyboardInterrupt:
             interrupted = True
         self._hand_over(draws, waiting)
         if interrupted:
-            if adaptation is not None or not draws.count:
+            if adaptation is not None or not draws.count or num_ranks() > 1:
                 raise KeyboardInterrupt
             warnings.warn(
                 f"interrupted after {draws.count} of {draws.num_draws} draws: they are kept",
@@ -365,11 +403,22 @@ class MCMC(Results):
             self._keep(None, [], finished=True)
             self._save()
 
-    def _end_block(self, adaptation: Adaptation | None, waiting: list[History]) -> None:
+    def _end_block(
+        self, draws: Draws, adaptation: Adaptation | None, waiting: list[History]
+    ) -> None:
+        if self._checkpoints is None:
+            self._keep(adaptation, waiting)
+            return
+        by_clock = self._checkpoints.due and rank() == 0  # which alone writes
+        due = torch.tensor([by_clock, self._signals.received or 0])
+        is_due, received = gathered(due[None]).amax(0).tolist()  # on any rank: all save at once
+        self._signals.received = received or None
+        due_now = bool(is_due or received)
+        if due_now and num_ranks() > 1:  # whose blocks are not ready at the same steps
+            self._hand_over(draws, waiting)
         self._keep(adaptation, waiting)
-        if self._checkpoints is not None:
-            self._save(due=self._checkpoints.due or self._signals.received is not None)
-            self._signals.deliver()
+        self._save(due=due_now)
+        self._signals.deliver()
 
     def _hand_over(self, draws: Draws, waiting: list[History]) -> None:
         if not waiting:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
 from .draws import Draws
 from .printing import summary_table
+from .ranks.group import rank
 
 
 class Results(AbstractMCMC):
@@ -86,9 +87,13 @@ class Results(AbstractMCMC):
     def summary(self, prob: float = 0.9) -> None:
         """Prints mean, spread, quantiles, effective sample size and R-hat of every coordinate.
 
+        Of several ranks the first one prints.
+
         Args:
             prob: The probability within the printed equal-tailed interval.
         """
+        if rank() > 0:
+            return
         print(summary_table(self.get_samples(), self.diagnostics(), prob))  # noqa: T201
         num_divergences = int(self.draws.totals()["diverging"].sum())
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201

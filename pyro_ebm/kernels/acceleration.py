@@ -20,7 +20,7 @@ from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
 from .recall import recall, remember
-from .transition import Info, State, blocks, run
+from .transition import Info, State, block_noise, blocks, run
 
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
@@ -240,7 +240,7 @@ class Runner:
         generator: torch.Generator,
         adaptation: Adaptation | None,
     ) -> Iterator[tuple[State, History]]:
-        noise = self._kernel.noise(state, generator, num_steps)
+        noise = block_noise(self._kernel, state, generator, num_steps, adaptation)
         if adaptation is None:
             yield self._native(state, noise)
             return
@@ -256,7 +256,7 @@ class Runner:
         generator: torch.Generator,
         adaptation: Adaptation | None,
     ) -> Iterator[tuple[State, History]]:
-        noise = self._kernel.noise(state, generator, num_steps)
+        noise = block_noise(self._kernel, state, generator, num_steps, adaptation)
         block = self._native or functools.partial(self._kernel.block, self._potential)
         begun = 0
         while begun < num_steps:

@@ -2,6 +2,10 @@ r"""Tuning during warmup, pooled over all chains, and over before draws are kept
 
 All that is learned is in tuples of tensors, which pure functions without a branch on a value
 renew: the host never waits for a device, and a loop of warmup steps can be traced whole.
+
+Chains of several ranks (:mod:`pyro_ebm.ranks`) are tuned as one: acceptance is averaged over all
+of them at every step, by one message of a few numbers; what a window has summed up is summed over
+ranks where it may end, and only then. What is learned is the same on all ranks, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..ranks.group import gathered, mean, own_rows, total
 from .lost import lost_chains, rejoin
 
 if TYPE_CHECKING:
@@ -124,7 +129,7 @@ class Moments(NamedTuple):
             state: Where they are.
             products: Whether to sum the products of coordinates too, not only their squares.
         """
-        origin = _draws_and_grads(state).mean(0).nan_to_num(posinf=0.0, neginf=0.0)
+        origin = mean(_draws_and_grads(state))[0].nan_to_num(posinf=0.0, neginf=0.0)
         zero = torch.zeros_like(origin)
         squares = zero.diag_embed() if products else zero
         return cls(origin, zero, squares, zero.new_zeros(()))
@@ -144,6 +149,10 @@ class Moments(NamedTuple):
             self.squares + squares,
             self.count + finite.sum(),
         )
+
+    def of_all_ranks(self) -> Moments:
+        """The sums over the chains of all ranks."""
+        return Moments(self.origin, *total(self.total, self.squares, self.count))
 
     @property
     def mean(self) -> Tensor:
@@ -232,8 +241,8 @@ class Adaptation:
         self.rejoined: Tensor | None = None
         """Which chains were lost and went on from the places of others, ``(C,)``, if any."""
         self.ending = False
-        """Whether a window may end at this step, as the host knows: only then, with a stretch, is
-        a matrix decomposed."""
+        """Whether a window may end at this step, as the host knows: only then is the metric
+        fitted, and only then do ranks sum up what they have seen."""
         self.tuning: tuple | None = None
         self.t = 0
 
@@ -247,9 +256,10 @@ class Adaptation:
         self.ending = self.t in self.ends
         self.tuning, state = self.learn(self.tuning, state, info, when)
         if self.rejoins and self.ending and self.settled <= self.t < len(self.schedule.last):
-            lost = lost_chains(state.potential, state.z.shape[-1])
-            self.rejoined = lost if self.rejoined is None else self.rejoined | lost
+            lost = lost_chains(gathered(state.potential), state.z.shape[-1])
             state = rejoin(state, lost)
+            lost = lost[own_rows(len(state.z))]
+            self.rejoined = lost if self.rejoined is None else self.rejoined | lost
         return state
 
     def state_dict(self) -> dict[str, Any]:
@@ -282,14 +292,15 @@ class Adaptation:
         """
         step, window, widest = tuning
         window = window.add(state)
-        closing = when.closing & (window.count >= MIN_DRAWS)
-        if self.ending or not state.metric.stretch:
-            metric, spread = state.metric, window.spread
+        closing = when.closing
+        if self.ending:
+            metric, seen = state.metric, window.of_all_ranks()
+            closing = closing & (seen.count >= MIN_DRAWS)
             if self.metric:
-                metric = where(closing, self.fitted(metric, spread, window.count), metric)
+                metric = where(closing, self.fitted(metric, seen.spread, seen.count), metric)
                 state = state._replace(metric=metric)
-            widest = torch.where(closing, metric.widest(spread[0]), widest)
-        window = where(closing, self._window(state), window)
+            widest = torch.where(closing, metric.widest(seen.spread[0]), widest)
+            window = where(closing, self._window(state), window)
         if self.step_size:
             step = step.update(self.pooled(info.accept_prob, when), self.target)
             epsilon = torch.where(when.last, step.final_step_size, step.step_size)
@@ -306,12 +317,17 @@ class Adaptation:
 
     def pooled(self, accept_prob: Tensor, when: When) -> Tensor:
         """The mean acceptance; at first the harmonic one, which one stuck chain pulls down."""
-        return torch.where(when.settling, harmonic_mean(accept_prob), accept_prob.mean())
+        arithmetic, inverse = mean(accept_prob, _inverse(accept_prob))
+        return torch.where(when.settling, 1 / inverse, arithmetic)
 
 
 def harmonic_mean(accept_prob: Tensor) -> Tensor:
     """The harmonic mean of the acceptance of all chains, 0-d, which follows the smallest."""
-    return 1 / accept_prob.clamp(min=MIN_ACCEPT_PROB).reciprocal().mean()
+    return 1 / mean(_inverse(accept_prob))[0]
+
+
+def _inverse(accept_prob: Tensor) -> Tensor:
+    return accept_prob.clamp(min=MIN_ACCEPT_PROB).reciprocal()
 
 
 def where(condition: Tensor, new: T, old: T) -> T:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..arguments import check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
-from .adaptation import Adaptation, Tuning, When, harmonic_mean, where
+from ..ranks.group import num_ranks, total
+from .adaptation import Adaptation, Moments, Tuning, When, harmonic_mean, where
 from .base import Kernel
 from .hamiltonian import accept, trajectory
 from .metric import Metric
@@ -193,6 +194,17 @@ def _slope(
     return (torch.where(known, slope, 0.0) * weight).sum() / weight.sum().clamp(min=1e-3)
 
 
+def _of_all_ranks(state: ChEESState, info: Info, window: Moments) -> tuple[Tensor, Tensor]:
+    """The slope of all ranks, weighted as in :func:`_slope`, and the mean of their window."""
+    slope, centre = state.slope, window.mean[0]
+    if num_ranks() > 1:
+        weight = info.accept_prob.sum(dtype=torch.float64).clamp(min=1e-3)
+        sums = total(slope * weight, weight, window.total[0], window.count)
+        slope = sums[0] / sums[1]
+        centre = window.origin[0] + sums[2] / sums[3].clamp(min=1)
+    return slope, centre.to(state.z.dtype)
+
+
 def _van_der_corput(num: int) -> Tensor:
     """The numbers 0, 1, 2, ... with their binary digits mirrored at the point."""
     index = torch.arange(num)
@@ -251,7 +263,8 @@ class _LengthAdaptation(Adaptation):
         tuning, state = super().learn(tuning, state, info, when)
         if not self.length:
             return (tuning, climb, room), state
-        slope = torch.where(room.is_short, state.slope.clamp(max=0), state.slope)
+        slope, centre = _of_all_ranks(state, info, tuning.window)
+        slope = torch.where(room.is_short, slope.clamp(max=0), slope)
         climb = where(when.settling, climb, climb.update(slope))
         length = climb.log_ratio.exp() * tuning.widest
         closing = when.closing & ~when.settling & tuning.window.count.eq(0)
@@ -260,7 +273,6 @@ class _LengthAdaptation(Adaptation):
         room = _Room(most_steps, length > most)
         final = climb.log_average.exp() * tuning.widest
         length = torch.where(when.last, final, length.minimum(most)).to(state.length.dtype)
-        centre = tuning.window.mean[0].to(state.z.dtype)
         return (tuning, climb, room), state._replace(length=length, centre=centre)
 
     def pooled(self, accept_prob: Tensor, when: When) -> Tensor:

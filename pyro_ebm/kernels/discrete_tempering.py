@@ -275,7 +275,8 @@ class DiscretePlacement(EachLevel):
             tuned.append(own.step_size)
         state = state._replace(step_size=tuned[-1], step_sizes=torch.stack(tuned))
         if self.t in self.ends:
-            state = state._replace(betas=equal_rejection(state.betas, state.swap_prob))
+            betas = equal_rejection(state.betas, state.swap_prob_sum, state.num_swaps)
+            state = state._replace(betas=betas)
         if self.t in self.ends or self.t == self.warmup_steps:
             state = state._replace(
                 num_swaps=torch.zeros_like(state.num_swaps),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ranks.group import mean, total
 from .adaptation import Adaptation, When, where
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def _of(cls, probes: Tensor, image: Tensor, state: PathState | MicrocanonicalState) -> Spread:
-        origin = _rows(state).mean(0).nan_to_num(posinf=0.0, neginf=0.0)
+        origin = mean(_rows(state))[0].nan_to_num(posinf=0.0, neginf=0.0)
         zero = origin.new_zeros(())
         zeros = (torch.zeros_like(origin), torch.zeros_like(probes), zero, zero)
         return cls(probes, image / image.norm(), origin, *zeros)
@@ -85,6 +86,11 @@ class Spread(NamedTuple):
             squares=self.squares + (x @ self.image).square().sum(),
             count=self.count + finite.sum(),
         )
+
+    def of_all_ranks(self) -> Spread:
+        """The sums over the chains of all ranks."""
+        sums = total(self.total, self.product, self.squares, self.count)
+        return Spread(self.probes, self.image, self.origin, *sums)
 
     def variance(self) -> Tensor:
         """The variance, 0-d; NaN without a draw."""
@@ -132,11 +138,13 @@ class LengthAdaptation(Adaptation):
         rest, window, spread, most_steps = tuning
         window = window.add(state)
         rest, state = super().learn(rest, state, info, when)
-        closing = when.closing & rest.window.count.eq(0)
-        found = window.variance().sqrt().to(spread)
-        spread = torch.where(closing & found.isfinite() & (found > 0), found, spread)
-        window = where(closing, window.next(state), window)
-        tuning = LengthTuning(rest, window, spread, torch.where(closing, 2, 1) * most_steps)
+        if self.ending:
+            closing, seen = when.closing & rest.window.count.eq(0), window.of_all_ranks()
+            found = seen.variance().sqrt().to(spread)
+            spread = torch.where(closing & found.isfinite() & (found > 0), found, spread)
+            window = where(closing, seen.next(state), window)
+            most_steps = torch.where(closing, 2, 1) * most_steps
+        tuning = LengthTuning(rest, window, spread, most_steps)
         return tuning, state._replace(length=self.length(tuning, state))
 
     @abstractmethod

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..layout import copy_in_order, memory_order
+from ..ranks.group import num_ranks, own_rows, total
 
 if TYPE_CHECKING:
     from .transition import State
@@ -61,7 +62,8 @@ def rejoin(state: S, lost: Tensor) -> S:
 
     Args:
         state: Where the chains are.
-        lost: Which are lost, ``(C,)``, not all.
+        lost: Which are lost, ``(C,)``, not all; of several ranks the chains of all, since one may
+            go on from the place of another rank's.
 
     Returns:
         Where they go on: two chains at one place part with their next momentum.
@@ -69,5 +71,25 @@ def rejoin(state: S, lost: Tensor) -> S:
     others = lost.long().argsort(stable=True)
     turn = (lost.cumsum(0) - 1) * (~lost).sum() // lost.sum().clamp(min=1)
     source = torch.where(lost, others[turn], torch.arange(len(lost), device=lost.device))
+    if num_ranks() > 1:
+        return _rejoin_over_ranks(state, lost, source)
     z, grad = (copy_in_order(x[source], memory_order(x)) for x in (state.z, state.grad))
     return state._replace(z=z, potential=state.potential[source], grad=grad)
+
+
+def _rejoin_over_ranks(state: S, lost: Tensor, source: Tensor) -> S:
+    """Sends where lost chains go on from to all ranks: what is not here adds nothing."""
+    own, index = own_rows(len(state.z)), lost.nonzero().flatten()
+    if not len(index):
+        return state
+    source = source[index] - own.start
+    elsewhere = (source < 0) | (source >= len(state.z))
+    parts = (state.z, state.potential, state.grad)
+    rows = [part[source.masked_fill(elsewhere, 0)] for part in parts]
+    for row in rows:
+        row[elsewhere] = 0.0
+    mine = (index >= own.start) & (index < own.stop)
+    z, potential, grad = (copy_in_order(part, memory_order(part)) for part in parts)
+    for part, sent in zip((z, potential, grad), total(*rows), strict=True):
+        part[index[mine] - own.start] = sent[mine]
+    return state._replace(z=z, potential=potential, grad=grad)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from ..potential import Model, Potential
+from ..ranks.group import alone
 from .transition import run, seeded_generator, statistics
 
 
@@ -94,9 +95,10 @@ class PyroFace(MCMCKernel):
                 step_size=tuned.step_size, metric=tuned.metric
             )
         adaptation = self._adaptation if self._warmup_left > 0 else None
-        ((self._state, info),) = run(
-            self, self._potential, self._state, 1, self._generator, adaptation
-        )
+        with alone():  # this driver makes the same chain on every rank
+            ((self._state, info),) = run(
+                self, self._potential, self._state, 1, self._generator, adaptation
+            )
         self._warmup_left -= 1
         if self._warmup_left < 0:
             self._record.append(statistics(self._state, info))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EachLevel", "equal_rejection", "even_odd_swaps"]
+__all__ = ["EachLevel", "equal_rejection", "even_odd_swaps", "moments_of_all_ranks"]
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ..ranks.group import mean, num_ranks, total
 
 if TYPE_CHECKING:
     from .adaptation import Adaptation
@@ -76,19 +78,41 @@ def even_odd_swaps(
     return swap_prob, level + pad(swapped.long(), (0, 1)) - pad(swapped.long(), (1, 0))
 
 
-def equal_rejection(betas: Tensor, swap_prob: Tensor) -> Tensor:
+def equal_rejection(betas: Tensor, swap_prob_sum: Tensor, num_swaps: Tensor) -> Tensor:
     """Places the levels so that an equal share of all rejections lies between neighbours.
 
     Args:
         betas: The inverse temperatures, with shape ``(K,)``.
-        swap_prob: The mean acceptance of the pairs between them, with shape ``(K - 1,)``.
+        swap_prob_sum: The sum of the acceptance of the pairs between them over steps, with shape
+            ``(C, K - 1)``; chains of all ranks count.
+        num_swaps: The number of these steps, 0-d.
 
     Returns:
         New inverse temperatures, with shape ``(K,)``.
     """
-    before = betas.double()
+    before, swap_prob = betas.double(), mean(swap_prob_sum)[0] / num_swaps.clamp(min=1)
     share = 1 - swap_prob + MIN_REJECTION * before.diff()
     below = pad(share.cumsum(0), (1, 0)).cpu().numpy()
     wanted = np.linspace(0.0, below[-1], len(below))
     placed = torch.from_numpy(np.interp(wanted, below, before.cpu().numpy()))
     return placed.to(betas)
+
+
+def moments_of_all_ranks(moments: list[Tensor], num_chains: int) -> tuple[Tensor, Tensor]:
+    """Means and variances over the chains of all ranks, by those over one's own.
+
+    Args:
+        moments: Mean and variance at each step, with shape ``(2, D)``.
+        num_chains: The number of one's own chains.
+
+    Returns:
+        Means and variances at each step, with shape ``(T, D)``.
+    """
+    means, variances = torch.stack(moments).unbind(1)
+    if num_ranks() > 1:
+        squares = variances + means.square()
+        count = means.new_tensor(num_chains)
+        means, squares, count = total(count * means, count * squares, count)
+        means = means / count
+        variances = squares / count - means.square()
+    return means, variances

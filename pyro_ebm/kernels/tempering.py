@@ -28,7 +28,7 @@ from .base import Kernel
 from .discrete import DiscreteKernel
 from .langevin import MALA
 from .metric import Metric
-from .swaps import EachLevel, equal_rejection, even_odd_swaps
+from .swaps import EachLevel, equal_rejection, even_odd_swaps, moments_of_all_ranks
 from .transition import Info, State, normal_like, uniform_like
 
 LAST_FIT = 0.5
@@ -389,10 +389,11 @@ class Placement(EachLevel):
         )
 
     def _place(self, state: TemperingState) -> TemperingState:
-        return state._replace(betas=equal_rejection(state.betas, state.swap_prob))
+        betas = equal_rejection(state.betas, state.swap_prob_sum, state.num_swaps)
+        return state._replace(betas=betas)
 
     def _fit_base(self, state: TemperingState) -> TemperingState:
-        means, variances = torch.stack(self.moments).unbind(1)
+        means, variances = moments_of_all_ranks(self.moments, len(state.z))
         loc = means.mean(0)
         scale = BASE_WIDTH * (variances.mean(0) + means.var(0, correction=0)).sqrt()
         self.moments = []

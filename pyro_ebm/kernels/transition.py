@@ -10,6 +10,7 @@ __all__ = [
     "Info",
     "State",
     "acceptance",
+    "block_noise",
     "blocks",
     "metropolis",
     "noises",
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from ..layout import empty_like
 from ..potential import Potential
+from ..ranks.group import first
 from .adaptation import Adaptation
 from .metric import Metric
 
@@ -99,11 +101,37 @@ def run(
         The state and what happened, after each step.
     """
     for length in blocks(state.z, num_steps):
-        for noise in zip(*kernel.noise(state, generator, length), strict=True):
+        drawn = block_noise(kernel, state, generator, length, adaptation)
+        for noise in zip(*drawn, strict=True):
             state, info = kernel.step(potential, state, noise)
             if adaptation is not None:
                 state = adaptation.update(state, info)
             yield state, info
+
+
+def block_noise(
+    kernel: Kernel,
+    state: State,
+    generator: torch.Generator,
+    num_steps: int,
+    adaptation: Adaptation | None,
+) -> tuple[Tensor, ...]:
+    """Draws the noise of a block of steps.
+
+    In warmup, in which ranks wait for one another at every step, they have in common what is drawn
+    once for all chains, such as how long a trajectory is.
+
+    Args:
+        kernel: The transition.
+        state: A state of the chains.
+        generator: Where the noise comes from.
+        num_steps: The number of steps.
+        adaptation: What tunes the state after each step, if anything.
+    """
+    noise = kernel.noise(state, generator, num_steps)
+    if adaptation is None:
+        return noise
+    return tuple(first(part) if part.dim() == 1 else part for part in noise)
 
 
 def noises(
@@ -127,15 +155,16 @@ def blocks(z: Tensor, num_steps: int, done: int = 0) -> Iterator[int]:
     Args:
         z: The chains, with shape ``(C, D)``.
         num_steps: The number of steps in all.
-        done: How many of them were made before, in whole blocks.
+        done: How many of them were made before; of other numbers of chains blocks are others, and
+            then the first one ends where theirs do.
     """
     longest = max(1, min(BLOCK_STEPS, BLOCK_NUMBERS // max(1, z.numel())))
-    length, left = min(FIRST_STEPS, longest), num_steps
-    while left:
-        if num_steps - left >= done:
-            yield min(length, left)
-        left -= min(length, left)
-        length = longest
+    begin, length = 0, min(FIRST_STEPS, longest)
+    while begin < num_steps:
+        end = min(begin + length, num_steps)
+        if end > done:
+            yield end - max(begin, done)
+        begin, length = end, longest
 
 
 def acceptance(log_ratio: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

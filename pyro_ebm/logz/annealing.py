@@ -26,6 +26,7 @@ from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
+from ..ranks.group import first, gathered, num_ranks, own_stream, share, total
 from .base import LogZ, Rungs, grouped, log_mean_exp, relative_error, weight_ess
 from .ladder import draw_near
 from .path import Walkers
@@ -70,7 +71,8 @@ def ais(
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
-        num_chains: The number of walkers in each direction.
+        num_chains: The number of walkers in each direction, of which each rank
+            (:mod:`pyro_ebm.ranks`) moves its share; the estimate, of all, is the same on each.
         num_rungs: The number of rungs, at equal distances in :math:`\int \mathrm{sd}_\beta(V)
             d\beta`; the walkers move once between two. If not given, sixteen times the square
             of that length, between 16 and 2000: then log weights vary by about a quarter.
@@ -111,18 +113,27 @@ def ais(
             f"num_chains must be a multiple of {NUM_GROUPS}, at least {2 * NUM_GROUPS}, and "
             f"num_rungs at least 1, got {num_chains} and {num_rungs}"
         )
+    if num_ranks() > NUM_GROUPS:
+        raise ValueError(f"ais shares its walkers among {NUM_GROUPS} ranks at most: {num_ranks()}")
     made = as_plan(target, kernel, base)
-    betas = made.rungs(made.num_fine if num_rungs is None else num_rungs)
-    generator = seeded_generator(made.scouts.device)
-    walkers = made.path.draw_base(num_chains, generator)
-    log_w, accept_prob = anneal(made, walkers, betas, generator)
-    log_z = log_mean_exp(log_w, 1)
-    found = Direction.of(log_w[-1])
-    upper = math.inf
-    if reverse:
-        down = descend(made, betas, num_chains, generator)
-        upper = down.bound
-        check_closed(found, down)
+    num_rungs = made.num_fine if num_rungs is None else num_rungs
+    betas = first(made.rungs(int(first(torch.tensor(num_rungs)))))
+    groups = share(NUM_GROUPS)
+    num_own = (groups.stop - groups.start) * (num_chains // NUM_GROUPS)
+    num_planned = made.path.num_gradients
+    with own_stream():
+        generator = seeded_generator(made.scouts.device)
+        walkers = made.path.draw_base(num_own, generator)
+        log_w, accept_prob = anneal(made, walkers, betas, generator)
+        log_w, accept_prob = gathered(log_w.T).T, gathered(accept_prob[None]).mean(0)
+        log_z = log_mean_exp(log_w, 1)
+        found = Direction.of(log_w[-1])
+        upper = math.inf
+        if reverse:
+            down = descend(made, betas, num_own, generator)
+            upper = down.bound
+            check_closed(found, down)
+    (num_gradients,) = total(torch.tensor(made.path.num_gradients - num_planned))
     return LogZ(
         found.value,
         found.std_error,
@@ -130,7 +141,7 @@ def ais(
         found.bound,
         upper,
         "ais",
-        made.path.num_gradients,
+        num_planned + int(num_gradients),
         rungs=Rungs(betas, log_z, weight_ess(log_w, 1) / num_chains, accept_prob),
     )
 
@@ -161,7 +172,7 @@ def descend(made: Plan, betas: Tensor, num_chains: int, generator: torch.Generat
     Args:
         made: The plan.
         betas: The rungs, from 0 to 1.
-        num_chains: The number of walkers, a multiple of 16.
+        num_chains: The number of walkers of this rank; of all ranks a multiple of 16.
         generator: Where the noise comes from.
     """
     if made.path.exact:
@@ -171,7 +182,7 @@ def descend(made: Plan, betas: Tensor, num_chains: int, generator: torch.Generat
     halves = betas[1] * 0.5 ** torch.arange(NUM_HALVINGS, 0, -1).to(betas)
     finer = torch.cat([betas[:1], halves, betas[1:]])
     log_r, _ = anneal(made, walkers, finer.flip(0), generator)
-    groups = log_mean_exp(log_r[-1].reshape(NUM_GROUPS, -1), 1)
+    groups = log_mean_exp(gathered(log_r[-1]).reshape(NUM_GROUPS, -1), 1)
     groups = groups - math.log(made.covered)
     unsure = math.sqrt((1 - made.covered) / (made.covered * made.scouts.shape[1]))
     bound, error = grouped(-groups)

@@ -33,6 +33,7 @@ from ..kernels.resampling import systematic
 from ..kernels.transition import seeded_generator
 from ..layout import chains_innermost
 from ..potential import Model, Potential
+from ..ranks.group import alone
 from .continuous import ContinuousPath
 from .discrete import DiscretePath
 from .path import Path, taken
@@ -168,7 +169,8 @@ def plan(
     generator = seeded_generator(potential.start.device)
     num_gradients = 0
     if draws is None:
-        z, num_gradients = _search(potential, generator)
+        with alone():  # ranks make the same plan
+            z, num_gradients = _search(potential, generator)
     else:
         z = potential.unconstrain({"x": draws.to(potential.start)})
     path = ContinuousPath(potential, kernel, z, boltzmann, base)

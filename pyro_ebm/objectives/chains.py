@@ -25,6 +25,7 @@ from ..energies.base import module_of, reference_tensor
 from ..kernels.base import Kernel
 from ..kernels.transition import Info, noises, seeded_generator
 from ..potential import Potential
+from ..ranks.group import own_stream
 from .base import CONTRASTIVE, Objective
 from .compiled import CompiledSteps
 from .compiled_gradient import CompiledGradient
@@ -75,9 +76,10 @@ class Contrastive(Objective):
         ``(D,)``."""
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Returns where the randomness of this objective comes from."""
+        """Returns where the randomness of this objective comes from, on each rank another."""
         if device not in self._generators:
-            self._generators[device] = seeded_generator(device)
+            with own_stream():
+                self._generators[device] = seeded_generator(device)
         return self._generators[device]
 
     def move(self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str) -> End:
