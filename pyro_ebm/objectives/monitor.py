@@ -174,7 +174,8 @@ class Monitor:
             self._latest = Checkpoint(svi, self.num_steps, self._names)
         with pyro.poutine.trace(param_only=True) as capture:
             loss = torch_item(svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs))
-        params = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
+        sites = capture.trace.nodes.values()
+        params = dict.fromkeys(site["value"].unconstrained() for site in sites)
         self._names |= capture.trace.nodes.keys()
         self._good.add(self._names)  # as they were before they were updated
         self._latest.add(self._names)
@@ -226,7 +227,7 @@ class Monitor:
         objective = objective_of(self.svi)
         return {} if objective is None else objective.evaluations
 
-    def _record(self, loss: float, params: set[Tensor]) -> _Alarm | None:
+    def _record(self, loss: float, params: dict[Tensor, None]) -> _Alarm | None:
         """Records one evaluation, and says what is wrong with it, if anything."""
         evaluations = self._evaluations()
         own = {

@@ -349,16 +349,18 @@ def _described(name: str, part: object) -> dict[str, str]:
         limits = ("keep_every", "patience", "max_gap", "max_drift")
         found |= {f"{limit} of {name}": describe(getattr(part, limit)) for limit in limits}
     if isinstance(part, Objective):
-        found[name] = _of_objective(part)
+        found[f"settings of {name}"] = _of_objective(part)
     if isinstance(part, torch.optim.Optimizer):
         found[f"settings of {name}"] = describe(part.defaults)
     return found
 
 
 def _of_objective(objective: Objective) -> str:
-    own = vars(objective).items()
-    settings = {k: describe(v) for k, v in own if k[0] != "_" and not isinstance(v, dict)}
-    return f"{type(objective).__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})"
+    """Describes it by its own settings, and of those of the ELBO that it wraps by its class."""
+    own = {k: v for k, v in vars(objective).items() if k not in vars(objective.elbo)}
+    settings = {k: v for k, v in own.items() if k[0] != "_" and not isinstance(v, dict)}
+    listed = ", ".join(f"{k}={describe(v)}" for k, v in settings.items())
+    return f"{type(objective).__name__}({listed})"
 
 
 def _of_optimizer(svi: SVI) -> str:
