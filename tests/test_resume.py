@@ -738,9 +738,9 @@ def survives(num_kills, num_steps, tmp_path):
 
 
 def test_survives_kill_9(tmp_path):
-    survives(2, 300, tmp_path)
+    survives(2, 100, tmp_path)
 
 
 @pytest.mark.slow
 def test_survives_kill_9_at_fifty_moments(tmp_path):
-    survives(50, 6000, tmp_path)
+    survives(50, 2000, tmp_path)
