@@ -22,7 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..checkpoint import compare
+from ..checkpoint import compare, random_state, set_random_state
 from ..distributions import Boltzmann, base_distribution
 from ..energies.base import module_of
 from ..guards import unconstrained_parameter
@@ -102,12 +102,12 @@ class Checkpoint:
         self._svi = svi
         self._optim = svi.optim
         self._tensors: dict[str, Tensor] = {}
-        self.add(names)
+        self.add(tensors([svi], names))
         self._rest = _copied(optimizer_and_objective(svi))
 
-    def add(self, names: Iterable[str]) -> None:
+    def add(self, here: dict[str, Tensor]) -> None:
         """Keeps parameters and buffers as they are now, but for those that it has."""
-        for name, tensor in tensors([self._svi], names).items():
+        for name, tensor in here.items():
             if name not in self._tensors:
                 self._tensors[name] = tensor.detach().clone()
 
@@ -176,8 +176,14 @@ class Waiting(Messenger):
             if OF_MODULE in name and name.partition(OF_MODULE)[0] in self._modules:
                 compare(shapes({name: value}), {})
 
+    def _pyro_param(self, msg: dict) -> None:
+        if msg["name"] in self.values:
+            self._random = random_state()
+
     def _pyro_post_param(self, msg: dict) -> None:
         name = msg["name"]
+        if name in self.values:
+            set_random_state(self._random)  # a first value that was drawn is not wanted
         if self._names and OF_MODULE in name:
             if name not in self._names:
                 compare({}, shapes({name: msg["value"]}))

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..distributions import Boltzmann
 from ..energies.base import trainable_parameters
 from .base import Evaluation
-from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both
+from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both, tensors
 from .readings import Readings
 
 MIN_ACCEPTANCE = 0.01
@@ -177,8 +177,9 @@ class Monitor:
         sites = capture.trace.nodes.values()
         params = dict.fromkeys(site["value"].unconstrained() for site in sites)
         self._names |= capture.trace.nodes.keys()
-        self._good.add(self._names)  # as they were before they were updated
-        self._latest.add(self._names)
+        here = tensors([svi], self._names)  # those seen first are as they were before updates
+        self._good.add(here)
+        self._latest.add(here)
         alarm = self._record(loss, params)
         if alarm is None:
             svi.optim(params)

@@ -211,9 +211,10 @@ class Resumable:
             A batch; its step is made when the next is asked for.
         """
         generator = getattr(loader, "generator", None)
-        cut, self._epoch = self._epoch, None
         now = self._set_random()
-        for number in range(cut["number"] if cut else 0, num_epochs):
+        last = -1 if self._epoch is None else self._epoch["number"]
+        cut = None if now is None else self._epoch
+        for number in range(last + (cut is None), num_epochs):
             if cut:
                 set_random_state(cut["random"])
                 if generator is not None:
