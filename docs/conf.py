@@ -15,6 +15,7 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3  # links to sections, spelled as GitHub does
 
 # What a namespace's `__all__` names is its interface, wherever it is defined.
 autosummary_generate = True

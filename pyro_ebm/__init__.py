@@ -8,6 +8,7 @@ from .export import to_arviz
 from .map_estimate import MAPEstimate, map_estimate
 from .mcmc import MCMC
 from .objectives.base import no_guide
+from .restoring import denoise, inpaint
 from .version import __version__
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "__version__",
     "compare",
     "datasets",
+    "denoise",
     "diagnostics",
     "energies",
     "energy_factor",
+    "inpaint",
     "kernels",
     "logz",
     "map_estimate",

@@ -1,17 +1,19 @@
-"""The potential of one chain as a potential of all: value and gradient, mapped over chains."""
+"""A function of one chain as a function of all; the potential with its gradient, too."""
 
 from __future__ import annotations
 
-__all__ = ["batched_value_and_grad", "value_and_grad_of"]
+__all__ = ["batched", "batched_value_and_grad", "value_and_grad_of"]
 
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro
 import pyro.ops.einsum.torch_log
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 Values = dict[str, Tensor]
 
@@ -58,28 +60,66 @@ def batched_value_and_grad(fn: Callable[..., Tensor]) -> Callable[..., tuple[Ten
         return value, grad
 
     mapped = torch.func.vmap(value_then_grad, randomness="different")
-    rung = mapped
+    rungs = _or_else(mapped, _one_by_one(fn))
 
     def evaluate(values: Values, *rest: Tensor) -> tuple[Tensor, Values]:
-        nonlocal rung
-        with pyro.validation_enabled(False), _mappable_log():
-            try:
-                value, grad = rung(values, *rest)
-            except RuntimeError as error:
-                if rung is not mapped:
-                    raise
-                warnings.warn(
-                    f"this model runs one chain after the other, because vmap stopped at: {error}",
-                    stacklevel=2,
-                )
-                rung = _one_by_one(fn)
-                value, grad = rung(values, *rest)
+        value, grad = rungs(values, *rest)
         return value.detach(), {name: part.detach() for name, part in grad.items()}
 
     return evaluate
 
 
+def batched(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of one chain as a function of all chains at once.
+
+    Args:
+        fn: From tensors to a tensor or a tuple of tensors.
+
+    Returns:
+        The same with chains first in all of them.
+
+    Example:
+        >>> lengths = batched(lambda x: x.square().sum().sqrt())
+        >>> lengths(torch.ones(3, 4))
+        tensor([2., 2., 2.])
+    """
+
+    def one_by_one(*args: Tensor) -> Any:  # noqa: ANN401
+        found = [fn(*rows) for rows in zip(*args, strict=True)]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found)
+        return tuple(map(torch.stack, zip(*found, strict=True)))
+
+    return _or_else(torch.func.vmap(fn, randomness="different"), one_by_one)
+
+
+def _or_else(mapped: Callable[..., Any], one_by_one: Callable[..., Any]) -> Callable[..., Any]:
+    """The first of two functions, until it fails; then, with a warning, the second.
+
+    What fails as it is traced may be the tracer's fault, and says nothing.
+    """
+    rung = mapped
+
+    def evaluate(*args: Any) -> Any:  # noqa: ANN401
+        nonlocal rung
+        with pyro.validation_enabled(False), _mappable_log():
+            try:
+                return rung(*args)
+            except RuntimeError as error:
+                if rung is not mapped or get_proxy_mode() is not None:
+                    raise
+                warnings.warn(
+                    f"this model runs one chain after the other, because vmap stopped at: {error}",
+                    stacklevel=3,
+                )
+                rung = one_by_one
+                return rung(*args)
+
+    return evaluate
+
+
 def _one_by_one(fn: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Values]]:
+    @torch.enable_grad()
     def evaluate(values: Values, *rest: Tensor) -> tuple[Tensor, Values]:
         found, grads = [], {name: [] for name in values}
         for c in range(len(next(iter(values.values())))):

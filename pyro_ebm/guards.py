@@ -100,7 +100,8 @@ def check_energy_is_fixed(name: str, log_density: Tensor, latents: dict[str, Ten
             f"the energy of site '{name}' depends on latent site(s) "
             f"{', '.join(map(repr, upstream))}, so its log Z does too, and a sampler that leaves "
             "it out returns a wrong posterior. Give Boltzmann the exact log_z=..., write a soft "
-            "constraint as pyro_ebm.energy_factor, or use an exchange kernel"
+            "constraint as pyro_ebm.energy_factor, or, if the site is observed, sample with "
+            "pyro_ebm.kernels.Exchange"
         )
 
 

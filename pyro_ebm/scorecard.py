@@ -41,7 +41,7 @@ class Row:
     """The divergence of the model from the law of the data, in nats, where that law is known."""
     mode_error: Estimate | None = None
     """The total variation between the weights of the modes of that law and those of samples."""
-    modes_found: int | None = None
+    modes_found: float | None = None
     """How many of its modes have at least a tenth of their weight."""
     mmd: Estimate | None = None
     """The squared maximum mean discrepancy of samples from held-out data."""
@@ -57,9 +57,15 @@ class Row:
     """How many of the held-out data lie among samples."""
     copying: Estimate | None = None
     """How often a sample is nearer to the training data than held-out data are."""
+    inpainting: Estimate | None = None
+    """The squared error of half of each held-out point, restored from the other half."""
+    denoising: Estimate | None = None
+    """The squared error of held-out points restored from noisy readings."""
     auroc: dict[str, Estimate] = field(default_factory=dict)
     """By set, how well typicality tells held-out data from out-of-distribution data."""
     train_seconds: float | None = None
+    train_passes: float | None = None
+    """How many passes of one point through the networks training took, as they were counted."""
     sample_seconds: float | None = None
     """The seconds that 1,000 samples take."""
     num_evaluations: int | None = None
@@ -67,59 +73,102 @@ class Row:
     num_parameters: int | None = None
     errors: list[str] = field(default_factory=list)
     """What failed, and why."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
+    num_seeds: int = 1
+    """From how many seeds the model was trained. With more than one, all numbers are means."""
+    spread: dict[str, float] = field(default_factory=dict)
+    """Then, by field, the standard deviation over these seeds."""
 
     def cells(self) -> dict[str, str]:
         """Returns what the table shows, by column."""
         return {
             "model": self.model,
-            "log p (nats)": self._signed(self.log_prob, SIGNS),
+            "log p (nats)": self._signed("log_prob", SIGNS),
             "kind": self.kind or "–",
-            "KL (nats)": self._signed(self.kl, SIGNS_OF_KL),
-            "weight error": _shown(self.mode_error),
-            "modes": _count(self.modes_found),
-            "MMD²": _shown(self.mmd),
-            "SW": _shown(self.wasserstein),
-            "C2ST": _shown(self.c2st),
-            "precision": _shown(self.precision),
-            "recall": _shown(self.recall),
-            "copying": _shown(self.copying),
-            **{f"AUROC {name}": _shown(area) for name, area in self.auroc.items()},
-            "train (s)": _seconds(self.train_seconds),
-            "s / 1,000": _seconds(self.sample_seconds),
-            "evaluations": _count(self.num_evaluations),
-            "parameters": _count(self.num_parameters),
+            "KL (nats)": self._signed("kl", SIGNS_OF_KL),
+            **{title: self._shown(getattr(self, name), name) for title, name in _TITLES.items()},
+            **{f"AUROC {k}": self._shown(area, f"auroc {k}") for k, area in self.auroc.items()},
+            **{title: self._counted(name) for title, name in _COUNTED.items()},
         }
 
-    def _signed(self, estimate: Estimate | None, signs: dict[Kind, str]) -> str:
+    def _doubted(self, estimate: Estimate, name: str) -> Estimate:
+        """Puts the spread over seeds in the place of the error, where there are several."""
+        return Estimate(estimate.value, self.spread[name]) if self.num_seeds > 1 else estimate
+
+    def _shown(self, estimate: Estimate | None, name: str) -> str:
+        return "–" if estimate is None else str(self._doubted(estimate, name))
+
+    def _counted(self, name: str) -> str:
+        number = getattr(self, name)
+        if number is None:
+            return "–"
+        if name in self.spread:
+            return str(Estimate(number, self.spread[name]))
+        return f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+
+    def _signed(self, name: str, signs: dict[Kind, str]) -> str:
+        estimate = getattr(self, name)
         if estimate is None:
             return "–"
+        estimate = self._doubted(estimate, name)
         is_sharp = estimate.std_error < 5e-5 and math.isfinite(estimate.value)
         number = f"{estimate.value:.4f}" if is_sharp else str(estimate)
         return f"{signs[self.kind]} {number}"
 
     def numbers(self) -> dict[str, str | float | None]:
-        """Returns everything as flat columns, each estimate beside its standard error."""
+        """Returns everything as flat columns, each estimate beside its standard error.
+
+        With several seeds of training the spread over them stands there too.
+        """
         flat: dict[str, str | float | None] = {"model": self.model, "kind": self.kind}
         estimates = {name: getattr(self, name) for name in ESTIMATES}
         estimates |= {f"auroc {name}": area for name, area in self.auroc.items()}
         for name, estimate in estimates.items():
             flat[name], flat[f"{name} std_error"] = estimate or (None, None)
+            if self.num_seeds > 1:
+                flat[f"{name} spread"] = self.spread.get(name)
         for name in COUNTS:
             flat[name] = getattr(self, name)
-        flat["errors"] = "; ".join(self.errors)
+        flat["num_seeds"] = self.num_seeds
+        flat["errors"], flat["notes"] = "; ".join(self.errors), "; ".join(self.notes)
         return flat
 
 
 ESTIMATES = (
     "log_prob", "kl", "mode_error", "mmd", "energy_distance", "wasserstein", "c2st", "precision",
-    "recall", "copying",
+    "recall", "copying", "inpainting", "denoising",
 )  # fmt: skip
 """The fields of a row that come with a standard error."""
 
 COUNTS = (
-    "modes_found", "train_seconds", "sample_seconds", "num_evaluations", "num_parameters",
+    "modes_found", "train_seconds", "train_passes", "sample_seconds", "num_evaluations",
+    "num_parameters",
 )  # fmt: skip
 """Its fields that are numbers alone."""
+
+_TITLES = {
+    "weight error": "mode_error",
+    "MMD²": "mmd",
+    "SW": "wasserstein",
+    "C2ST": "c2st",
+    "precision": "precision",
+    "recall": "recall",
+    "copying": "copying",
+    "inpainting": "inpainting",
+    "denoising": "denoising",
+}
+"""Columns of the table, and the fields that they show."""
+
+_COUNTED = {
+    "modes": "modes_found",
+    "train (s)": "train_seconds",
+    "train passes": "train_passes",
+    "s / 1,000": "sample_seconds",
+    "evaluations": "num_evaluations",
+    "parameters": "num_parameters",
+}
+"""The same of numbers without an error."""
 
 
 @dataclass
@@ -197,7 +246,7 @@ class Scorecard:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             yield "  ".join(cells).rstrip()
         for row in self.rows:
-            yield from (f"{row.model}: {error}" for error in row.errors)
+            yield from (f"{row.model}: {said}" for said in (*row.errors, *row.notes))
 
     def save(self, directory: str | Path) -> Path:
         """Saves ``scorecard.csv``, ``scorecard.json``, ``report.html`` and the figures as PNG.
@@ -224,7 +273,8 @@ class Scorecard:
                 drawn[name] = f"{type(error).__name__}: {error}"
         report = directory / "report.html"
         errors = [f"{row.model}: {error}" for row in self.rows for error in row.errors]
-        text = page(self.table(), errors, self.protocol, self.caveats, drawn)
+        gaps = [f"{row.model}: {note}." for row in self.rows for note in row.notes]
+        text = page(self.table(), errors, self.protocol, [*self.caveats, *gaps], drawn)
         report.write_text(text, encoding="utf-8")
         return report
 
@@ -249,25 +299,13 @@ _ALWAYS = ("model", "log p (nats)", "kind")
 
 _ORDER = (
     "model", "log", "kind", "KL", "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall",
-    "copying", "AUROC", "train", "s", "evaluations", "parameters",
+    "copying", "inpainting", "denoising", "AUROC", "train", "s", "evaluations", "parameters",
 )  # fmt: skip
 """The first words of the columns, from left to right."""
 
 
 def _value(estimate: Estimate | None) -> float:
     return -math.inf if estimate is None or math.isnan(estimate.value) else estimate.value
-
-
-def _shown(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else str(estimate)
-
-
-def _count(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds:.3g}"
 
 
 def _png(figure: Figure) -> bytes:

@@ -25,6 +25,8 @@ LAYERS = [
         "rewriting",
         "batching",
         "summation",
+        "intractable",
+        "observed",
     },
     {"kernels"},
     {
@@ -37,6 +39,7 @@ LAYERS = [
         "export",
         "map_estimate",
         "cut",
+        "restoring",
     },
     {"zoo"},
     {"compare", "report", "scorecard"},

@@ -7,8 +7,13 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_ebm.compare import compare
+from pyro_ebm.compare.passes import Passes
+from pyro_ebm.energies import MLP
+from pyro_ebm.kernels import MALA
 from pyro_ebm.metrics import Estimate
+from pyro_ebm.objectives import DenoisingScoreMatching, PersistentCD
 from pyro_ebm.scorecard import Row, Scorecard
+from pyro_ebm.zoo import EBM, VAE, Autoregressive, Diffusion, Independent, Training
 from pyro_ebm.zoo.base import Generative, Likelihood
 
 
@@ -111,6 +116,30 @@ def test_failing_models_say_why_and_the_others_stand(card):
     assert "broken: fit failed: RuntimeError: training diverged" in str(card)
 
 
+def test_task_that_a_model_cannot_do_has_its_reason(card, tmp_path):
+    notes = [
+        "no inpainting: Normal has no density to inpaint by",
+        "no denoising: Normal has no density to denoise by",
+    ]
+    assert [note.split(", ")[0] for note in card["right"].notes] == notes
+    assert f"right: {notes[0]}" in str(card)
+    assert notes[1] in card.save(tmp_path).read_text(encoding="utf-8")
+    assert card["right"].inpainting is card["right"].denoising is None
+
+
+def test_restoration_is_measured_against_its_least_error():
+    """Independent normal coordinates: nothing to fill in, and a known shrinkage of noise."""
+    spread = torch.tensor([0.5, 1.0, 3.0, 2.0])
+    train, test = spread * torch.randn(2000, 4), spread * torch.randn(300, 4)
+    row = compare({"a": lambda: Independent((4,))}, train, test, progress=False)["a"]
+    expected = (3.0**2 + 2.0**2) / 2 * (1 + 1 / 60)
+    assert abs(row.inpainting.value - expected) < 5 * row.inpainting.std_error
+    noise = 0.25 * spread.square().mean()
+    posterior = 1 / (spread**-2 + 1 / noise)
+    expected = posterior.mean() * (1 + 1 / 60)
+    assert abs(row.denoising.value - expected) < 5 * row.denoising.std_error
+
+
 def test_table_is_aligned(card):
     lines = str(card).splitlines()[: 1 + len(card.rows)]
     column = lines[0].index("kind")
@@ -126,6 +155,130 @@ def test_same_seed_gives_the_same_numbers_whatever_else_is_compared():
     assert torch.equal(torch.get_rng_state(), state)
     beside = compare({"b": Normal(3.0), "a": Normal()}, train, test, progress=False)["a"]
     assert (alone.mmd, alone.c2st, alone.log_prob) == (beside.mmd, beside.c2st, beside.log_prob)
+
+
+def test_passes_of_training_are_counted():
+    """What each update costs, from runs of two lengths: the first also checks its input."""
+
+    def passes(make):
+        counts = []
+        for num_steps in (3, 8):
+            model = make(Training(num_steps, batch_size=16))
+            with Passes(model) as passes:
+                model.fit(torch.randn(99, 2), progress=False)
+            counts.append(passes.count)
+        return (counts[1] - counts[0]) / 5
+
+    def ebm_by(objective):
+        return lambda plan: EBM(MLP((2,), (8,)), objective(), plan, None, 2, 2)
+
+    assert passes(lambda plan: VAE((2,), 1, (8, 8), plan)) == 16
+    assert passes(lambda plan: Autoregressive((2,), (8,), 3, plan)) == 16
+    assert passes(lambda plan: Diffusion((2,), "noise", (8,), 4, training=plan)) == 16
+    # 10 chains at their start and after each of 2 steps; beside 16 data, to learn and to read
+    assert passes(ebm_by(lambda: PersistentCD(MALA(step_size=0.1), 10, 2))) == 30 + 2 * 26
+    assert passes(ebm_by(lambda: DenoisingScoreMatching(0.1))) == 16
+    models = {"a": Normal(), "b": VAE((2,), 1, (8,), Training(3, batch_size=16))}
+    card = compare(models, torch.randn(99, 2), torch.randn(50, 2), progress=False)
+    assert card["a"].train_passes is None
+    assert card["b"].train_passes == 3 * 16
+
+
+class Jittered(Normal):
+    """It comes out otherwise at each seed, by what is made and by what is trained."""
+
+    def __init__(self, fails=False):
+        super().__init__(torch.randn(()).item())
+        self.fails = fails and self.shift > 0.5
+
+    def fit(self, x, progress=True):
+        if self.fails:
+            raise RuntimeError("diverged")
+        super().fit(x + torch.rand(()))
+        return self
+
+
+def timeless(card):
+    return [{k: v for k, v in row.items() if "s / " not in k and "(s)" not in k} for row in card]
+
+
+def test_numbers_over_seeds_are_means_with_their_standard_deviations():
+    train, test = torch.randn(300, 2), torch.randn(200, 2)
+    models, far = {"a": Jittered, "b": lambda: Normal(1.0)}, {"far": 2 + torch.randn(50, 2)}
+
+    def measured(seed, num_seeds=1):
+        return compare(
+            models, train, test, ood=far, seed=seed, num_seeds=num_seeds, progress=False
+        )
+
+    card = measured(4, num_seeds=3)
+    alone = [measured(seed) for seed in (4, 5, 6)]
+    for name in ("a", "b", "(train data)"):
+        for field in ("log_prob", "mmd", "c2st", "recall", "copying", "energy_distance"):
+            told = [getattr(one[name], field) for one in alone]
+            if told[0] is None:
+                assert getattr(card[name], field) is None
+                continue
+            values = torch.tensor([each.value for each in told])
+            errors = torch.tensor([each.std_error for each in told])
+            mean, error = getattr(card[name], field)
+            assert abs(mean - values.mean()) < 1e-12
+            assert abs(error - errors.square().mean().sqrt()) < 1e-12
+            assert abs(card[name].spread[field] - values.std()) < 1e-12
+    areas = torch.tensor([one["a"].auroc["far"].value for one in alone])
+    assert abs(card["a"].spread["auroc far"] - areas.std()) < 1e-12
+    assert card["a"].spread["log_prob"] > 0.1
+    assert card["b"].spread["log_prob"] == 0  # its training has no chance in it
+    assert card.protocol["seed"] == "4, 5, 6"
+    assert "standard deviation over them" in card.caveats[0]
+    assert "3 seeds" in card.caveats[0]
+
+
+def test_spread_stands_in_table_page_and_files(tmp_path):
+    x = torch.randn(100, 2)
+    card = compare({"a": Jittered}, x, torch.randn(60, 2), num_seeds=2, progress=False)
+    row = card["a"]
+    cell = card.table()[1]["log p (nats)"]
+    assert cell == f"= {Estimate(row.log_prob.value, row.spread['log_prob'])}"
+    assert cell in card.save(tmp_path).read_text(encoding="utf-8")
+    with (tmp_path / "scorecard.csv").open(encoding="utf-8") as file:
+        written = list(csv.DictReader(file))[1]
+    assert float(written["log_prob spread"]) == row.spread["log_prob"]
+    assert float(written["log_prob std_error"]) == row.log_prob.std_error
+    content = json.loads((tmp_path / "scorecard.json").read_text(encoding="utf-8"))
+    assert content["rows"][1]["spread"]["mmd"] == row.spread["mmd"]
+    assert content["rows"][1]["num_seeds"] == 2
+
+
+def test_rerun_over_seeds_gives_the_same_table():
+    x, test = torch.randn(100, 2), torch.randn(60, 2)
+    first, second = (
+        compare({"a": Jittered}, x, test, seed=1, num_seeds=2, progress=False).table()
+        for _ in range(2)
+    )
+    assert timeless(first) == timeless(second)
+
+
+def test_seed_that_fails_is_named_and_the_others_count():
+    x, test = torch.randn(100, 2), torch.randn(60, 2)
+    models = {"a": lambda: Jittered(fails=True)}
+    alone = [compare(models, x, test, seed=s, progress=False)["a"] for s in range(8)]
+    told = [row.log_prob.value for row in alone if row.log_prob is not None]
+    assert 0 < len(told) < 8
+    row = compare(models, x, test, num_seeds=8, progress=False)["a"]
+    assert abs(row.log_prob.value - sum(told) / len(told)) < 1e-12
+    failed = [s for s, one in enumerate(alone) if one.errors]
+    assert row.errors == [f"seed {s}: fit failed: RuntimeError: diverged" for s in failed]
+
+
+def test_function_that_makes_no_model_has_a_row():
+    def broken():
+        raise ValueError("no such width")
+
+    x = torch.randn(50, 2)
+    card = compare({"a": broken, "b": Normal}, x, x, progress=False)
+    assert card["a"].errors == ["making failed: ValueError: no such width"]
+    assert card["b"].log_prob is not None
 
 
 def test_fitted_model_is_not_fitted_again():
@@ -210,6 +363,8 @@ def test_infinite_numbers_survive_saving(tmp_path):
         ({"ood": {"far": torch.randn(50, 3)}}, r"far must have shape"),
         ({"train": torch.full((50, 2), torch.nan)}, "train must be finite"),
         ({"num_samples": 3}, "num_samples must be at least 5, got 3"),
+        ({"num_seeds": 0}, "num_seeds must be at least 1, got 0"),
+        ({"num_seeds": 2}, r"num_seeds=2 .* 'a' is a Normal .* lambda"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

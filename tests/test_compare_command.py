@@ -12,7 +12,7 @@ import torch
 
 import pyro_ebm as ebm
 from pyro_ebm import datasets
-from pyro_ebm.compare import compare, load, make
+from pyro_ebm.compare import bench, compare, load, make
 from pyro_ebm.compare.__main__ import main, run
 from pyro_ebm.compare.data import DATASETS
 from pyro_ebm.compare.models import MODELS
@@ -30,7 +30,8 @@ def float32():
 
 
 def short(monkeypatch):
-    """Leaves every model a few steps of training."""
+    """Leaves every model a few steps of training, and of restoring."""
+    monkeypatch.setattr(bench, "NUM_DRAWS", 2)
     made = Training.__post_init__
 
     def shortened(self):
@@ -147,7 +148,9 @@ def test_all_families_stand_in_one_table_and_a_rerun_gives_the_same(monkeypatch)
     served = [name for name in MODELS if name != "rbm"]
     assert [*first] == ["(train data)", *served, "rbm"]
     assert card["rbm"].errors == ["does not serve data of this kind"]
-    assert all(not row.errors for row in card.rows if row.model != "rbm")
+    assert {row.model: row.errors for row in card.rows if row.errors} == {
+        "rbm": ["does not serve data of this kind"]
+    }
     kinds = {row.model: row.kind for row in card.rows}
     assert kinds["flow"] == kinds["autoregressive"] == kinds["mixture"] == "exact"
     assert kinds["vae"] == kinds["diffusion"] == "bound"
@@ -160,6 +163,25 @@ def test_all_families_stand_in_one_table_and_a_rerun_gives_the_same(monkeypatch)
     assert cells["ebm"].startswith("≈ ")
     for ranked in card.rankings().values():
         assert len({kinds[name] for name in ranked}) == 1
+
+
+def test_seeds_of_the_command_give_a_spread_and_the_same_table_again(monkeypatch, tmp_path):
+    short(monkeypatch)
+    names = ["flow", "vae", "independent"]
+
+    def table(num_seeds):
+        card = run("two_modes", names, quick=True, num_seeds=num_seeds, progress=False)
+        return card, [{k: v for k, v in row.items() if k not in TIMES} for row in card.table()]
+
+    card, first = table(2)
+    assert table(2)[1] == first
+    one = table(1)[0]
+    for name in names:
+        assert one[name].log_prob.value != card[name].log_prob.value or name == "independent"
+    assert card["flow"].spread["log_prob"] > 0
+    arguments = ["--data", "two_modes", "--models", "flow", "--quick", "--seeds", "2", "--out"]
+    assert main([*arguments, str(tmp_path)]) == 0
+    assert "flow" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_columns_suit_the_data(monkeypatch):
@@ -247,8 +269,8 @@ def test_command_runs_without_a_word_on_stderr(tmp_path):
 
 
 def test_model_of_your_own_joins_in_fifteen_lines():
-    guide = (pathlib.Path(__file__).parent.parent / "docs" / "guide.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.S | re.M)
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "comparing.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
     (block,) = [block for block in blocks if "(Generative)" in block]
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     law, told = datasets.two_moons, []

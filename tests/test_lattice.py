@@ -17,6 +17,7 @@ from pyro_ebm.energies.elimination import elimination_order, log_z_of_pairs
 from pyro_ebm.energies.graphs import greedy_colours
 from pyro_ebm.energies.grid import grid_edges
 from pyro_ebm.energies.kaufman import CRITICAL_COUPLING, log_z_of_torus
+from pyro_ebm.engine import trace
 
 KAUFMAN = [
     (3, 0.1, 6.335415589931518, -0.22526464179169914),
@@ -293,3 +294,20 @@ def test_inverse_ising_by_exact_moments():
         with torch.no_grad():
             energy.coupling -= (bonds / 32 - 0.4220270368119276) / (curvature / 32)
     assert energy.coupling.item() == pytest.approx(0.3, abs=1e-9)
+
+
+MADE_FROM_A_COUPLING = {
+    "ising": lambda k: Ising((4, 3), k),
+    "potts": lambda k: Potts((4, 3), 2, k),
+    "graph": lambda k: IsingGraph(grid_edges((4, 3), False), k, torch.linspace(0.0, 1.0, 12)),
+}
+
+
+@pytest.mark.parametrize("name", MADE_FROM_A_COUPLING)
+def test_an_energy_that_a_traced_function_makes_is_in_its_graph(name):
+    """As a model does at each run: what depends on the shape alone is no part of the trace."""
+    make, x = MADE_FROM_A_COUPLING[name], torch.ones(4, 3)
+    x = x.flatten() if name == "graph" else x
+    rung = trace(lambda k: make(k)(x), (tensor(0.3),))
+    assert rung.name == "graph"
+    assert torch.equal(rung.fn(tensor(0.5)), make(tensor(0.5))(x))

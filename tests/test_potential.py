@@ -10,7 +10,9 @@ from torch import tensor
 from torch.distributions import constraints
 
 import pyro_ebm as ebm
+from pyro_ebm.batching import batched
 from pyro_ebm.energies import Whitened
+from pyro_ebm.engine import trace
 from pyro_ebm.potential import Potential
 
 
@@ -174,3 +176,25 @@ def test_starts_an_improper_prior():
 def test_refuses_targets_it_cannot_serve(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_a_tracer_cannot_follow_is_no_fault_of_vmap():
+    ways = []
+
+    def widest(x):
+        ways.append(torch._C._functorch.is_batchedtensor(x))
+        return x[: int(torch.arange(3).max())].sum()
+
+    fn, x = batched(widest), torch.ones(5, 4)
+    with pytest.warns(UserWarning, match="this run stays eager"):
+        trace(fn, (x,))
+    assert torch.equal(fn(x), torch.full((5,), 2.0))
+    assert ways == [True] * len(ways)
+
+
+def test_a_function_that_vmap_refuses_runs_row_by_row():
+    fn = batched(lambda x, y: (x * y, x + y) if x > 0 else (x, y))
+    with pytest.warns(UserWarning, match="one chain after the other"):
+        product, total = fn(tensor([2.0, -1.0]), tensor([3.0, 4.0]))
+    assert product.tolist() == [6.0, -1.0]
+    assert total.tolist() == [5.0, 4.0]

@@ -218,6 +218,27 @@ def test_draws_continue_the_persistent_chains():
     assert torch.equal(first[:256].sort(0).values, chains.sort(0).values)
 
 
+def test_draws_begin_at_chains_in_proportion_to_their_weights():
+    """Two heaps that no chain leaves, drawn alike and weighted 4 to 1 by the energy."""
+
+    def law(weights):
+        return ebm.energies.GaussianMixture(weights, torch.tensor([[-8.0], [8.0]]), 0.5)
+
+    objective = ebm.objectives.Jarzynski(
+        ebm.kernels.ULA(step_size=0.01), 1000, ess_threshold=0.0, start=ebm.Boltzmann(law([1, 1]))
+    )
+    energy = ebm.energies.Scaled(law([0.8, 0.2]), torch.nn.Parameter(torch.tensor(1.0)))
+    plan = Training(num_steps=3, lr=1e-9)
+    model = EBM(energy, objective, plan, warmup_steps=5, num_draws=5)
+    model.fit(torch.randn(100, 1), progress=False)
+    left = (objective.chains["x"] < 0).double()
+    expected = (objective.log_weights["x"].softmax(0) * left.squeeze(-1)).sum()
+    error = math.sqrt(0.16 / 1000)
+    assert abs(expected - 0.8) < 5 * error
+    assert abs((model.chains < 0).double().mean() - expected) < 5 * error
+    assert abs((model.sample(1000) < 0).double().mean() - expected) < 5 * error
+
+
 @pytest.mark.parametrize("step_size", [1e-3, 50.0])
 def test_step_size_follows_the_acceptance(step_size):
     kernel = ebm.kernels.MALA(step_size=step_size)

@@ -5,15 +5,14 @@ from __future__ import annotations
 __all__ = ["main", "run"]
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
 
-import pyro
 import torch
 
 from ..scorecard import Row, Scorecard
-from ..zoo.base import Generative
 from .data import DATASETS, Dataset, load
 from .models import MODELS, make
 from .side_by_side import compare
@@ -25,6 +24,7 @@ def run(
     *,
     quick: bool = False,
     seed: int = 0,
+    num_seeds: int = 1,
     progress: bool = True,
 ) -> Scorecard:
     """Loads data, makes models with settings for them, and compares these.
@@ -35,6 +35,7 @@ def run(
             has a row that says so.
         quick: Whether to train for about a quarter of the time.
         seed: The seed of everything.
+        num_seeds: From how many seeds to train, this one and those after it; data and split stay.
         progress: Whether to show progress bars.
 
     Returns:
@@ -54,16 +55,23 @@ def run(
     data = load(source, quick=quick, seed=seed)
     models, others = {}, []
     for name in names or MODELS:
-        made = _made(name, data, quick, seed)
-        if isinstance(made, Generative):
-            models[name] = made
-        elif names or made != _UNSERVED:
-            others.append(Row(name, errors=[made]))
+        fault = _fault(name, data, quick)
+        if fault is None:
+            models[name] = functools.partial(make, name, data.kind, data.train, quick=quick)
+        elif names or fault != _UNSERVED:
+            others.append(Row(name, errors=[fault]))
     if not models:
         raise ValueError("; ".join(f"{row.model}: {row.errors[0]}" for row in others))
     began = time.process_time()
     card = compare(
-        models, data.train, data.test, ood=data.ood, law=data.law, seed=seed, progress=progress
+        models,
+        data.train,
+        data.test,
+        ood=data.ood,
+        law=data.law,
+        seed=seed,
+        num_seeds=num_seeds,
+        progress=progress,
     )
     card.rows += others
     card.protocol = {
@@ -75,15 +83,14 @@ def run(
     return card
 
 
-def _made(name: str, data: Dataset, quick: bool, seed: int) -> Generative | str:
-    """Makes a model from the seed, so that its row does not depend on others, or says why not."""
+def _fault(name: str, data: Dataset, quick: bool) -> str | None:
+    """Says why a model cannot be made, if it cannot."""
     with torch.random.fork_rng():
-        pyro.set_rng_seed(seed)
         try:
             model = make(name, data.kind, data.train, quick=quick)
         except ValueError as error:
             return f"could not be made: {error}"
-    return _UNSERVED if model is None else model
+    return _UNSERVED if model is None else None
 
 
 _UNSERVED = "does not serve data of this kind"
@@ -108,12 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="report/", help="where to save table, figures and page")
     parser.add_argument("--quick", action="store_true", help="a quarter of the training")
     parser.add_argument("--seed", type=int, default=0, help="the seed of everything")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="from how many seeds to train, for a spread over them"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     names = [name.strip() for name in args.models.split(",") if name.strip()]
     try:
-        card = run(args.data, names, quick=args.quick, seed=args.seed)
+        card = run(args.data, names, quick=args.quick, seed=args.seed, num_seeds=args.seeds)
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

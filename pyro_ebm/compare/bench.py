@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Source", "first_half"]
 
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,9 +17,24 @@ from ..metrics.base import Estimate
 from ..metrics.detection import auroc
 from ..metrics.known_law import kl_divergence, mode_weights
 from ..metrics.neighbours import data_copying, precision_recall
+from ..metrics.restoration import restoration_error
 from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
 from ..scorecard import Row
 from ..zoo.base import Generative
+from .passes import Passes
+
+REFERENCE = "(train data)"
+"""The name of the row of real data against real data."""
+
+NUM_RESTORED, NUM_DRAWS = 100, 60
+"""How many held-out points are restored, by how many draws of each after as many steps."""
+
+FLIPPED, BLUR = 0.1, 0.5
+"""The noise to restore from: of zeros and ones, the part of them that is wrong; else in units of
+the root mean variance of a coordinate."""
+
+Source = Generative | Callable[[], Generative]
+"""A model, or a function that makes one."""
 
 
 class Bench:
@@ -53,6 +68,8 @@ class Bench:
     ) -> None:
         self.train, self.test, self.ood, self.law = train, test, ood, law
         self.bandwidth, self.seed = bandwidth, seed
+        self.is_binary = bool(((train == 0) | (train == 1)).all())
+        self.noise = FLIPPED if self.is_binary else BLUR * train.var(0).mean().sqrt().item()
 
     def seeded(self, work: Callable[[], object]) -> object:
         """Works from the bench's seed, and leaves the caller's random state as it was."""
@@ -60,20 +77,31 @@ class Bench:
             torch.manual_seed(self.seed)
             return work()
 
-    def measure(self, name: str, model: Generative, num_samples: int, progress: bool) -> Row:
+    def measure(self, name: str, source: Source, num_samples: int, progress: bool) -> Row:
         """Runs all stages of one model; those after a failed fit are left out."""
+        self.model: Generative | None = None
         self.samples: Tensor | None = None
         self.scores: dict[str, Tensor] = {}
         row = Row(name)
-        stages = {
-            "likelihood": functools.partial(self._likelihood, row, model),
-            "samples": functools.partial(self._samples, row, model, num_samples),
-            "typicality": functools.partial(self._typicality, row, model),
-        }
-        if self._stage(row, "fit", lambda: self._fit(row, model, progress)):
-            for stage, work in stages.items():
-                self._stage(row, stage, work)
+        if not self._stage(row, "making", lambda: self._make(source)):
+            return row
+        if not self._stage(row, "fit", lambda: self._fit(row, self.model, progress)):
+            return row
+        for stage, work in {
+            "likelihood": functools.partial(self._likelihood, row, self.model),
+            "samples": functools.partial(self._samples, row, self.model, num_samples),
+            "typicality": functools.partial(self._typicality, row, self.model),
+            "inpainting": functools.partial(self._inpainting, row, self.model),
+            "denoising": functools.partial(self._denoising, row, self.model),
+        }.items():
+            self._stage(row, stage, work)
         return row
+
+    def _make(self, source: Source) -> None:
+        made = source if isinstance(source, Generative) else source()
+        if not isinstance(made, Generative):
+            raise TypeError(f"it must be a Generative, got a {type(made).__name__}")
+        self.model = made
 
     def _stage(self, row: Row, stage: str, work: Callable[[], None]) -> bool:
         try:
@@ -86,8 +114,11 @@ class Bench:
     def _fit(self, row: Row, model: Generative, progress: bool) -> None:
         if not model.is_fitted:
             began = time.perf_counter()
-            model.fit(self.train, progress=progress)
+            with Passes(model) as passes:
+                model.fit(self.train, progress=progress)
             row.train_seconds = time.perf_counter() - began
+            if not getattr(getattr(model, "objective", None), "compile", False):
+                row.train_passes = passes.count  # native code passes by what counts
         row.num_parameters = model.num_parameters
         row.num_evaluations = model.num_evaluations
 
@@ -113,6 +144,13 @@ class Bench:
         self.against_data(row, self.samples)
         row.copying = data_copying(self.samples, self.train, self.test)
 
+    def reference(self, num_samples: int) -> Row:
+        """Measures training data in place of samples."""
+        row = Row(REFERENCE)
+        some = self.seeded(lambda: self.train[torch.randperm(len(self.train))[:num_samples]])
+        self.against_data(row, some)
+        return row
+
     def against_data(self, row: Row, samples: Tensor) -> None:
         """Compares samples with the held-out data, and with the modes of their law."""
         row.mmd = mmd(samples, self.test, self.bandwidth)
@@ -131,6 +169,48 @@ class Bench:
         for name, x in self.ood.items():
             self.scores[name] = model.typicality(x)
             row.auroc[name] = auroc(self.scores["held-out data"], self.scores[name])
+
+    def _inpainting(self, row: Row, model: Generative) -> None:
+        x, known = self.test[:NUM_RESTORED], first_half(self.test.shape[1:])
+        if known is None:
+            row.notes.append("no inpainting: points of one coordinate have no half")
+            return
+        try:
+            draws = model.inpaint(x, known, NUM_DRAWS, warmup_steps=NUM_DRAWS)
+        except NotImplementedError as reason:
+            row.notes.append(f"no inpainting: {reason}")
+        else:
+            row.inpainting = restoration_error(draws, x, known)
+
+    def _denoising(self, row: Row, model: Generative) -> None:
+        x = self.test[:NUM_RESTORED]
+        if self.is_binary:
+            y = torch.where(torch.rand_like(x) < self.noise, 1 - x, x)
+        else:
+            y = x + self.noise * torch.randn_like(x)
+        try:
+            draws = model.denoise(y, self.noise, NUM_DRAWS, warmup_steps=NUM_DRAWS)
+        except NotImplementedError as reason:
+            row.notes.append(f"no denoising: {reason}")
+        else:
+            row.denoising = restoration_error(draws, x)
+
+
+def first_half(event_shape: Sequence[int]) -> Tensor | None:
+    """Marks the first half of the columns of a table, or of the rows of an image.
+
+    Example:
+        >>> first_half((5,))
+        tensor([ True,  True,  True, False, False])
+        >>> first_half((1, 2, 2))
+        tensor([[[ True,  True],
+                 [False, False]]])
+    """
+    size = event_shape[-2 if len(event_shape) > 1 else -1] if len(event_shape) else 1
+    if size < 2:
+        return None
+    first = torch.arange(size) < (size + 1) // 2
+    return (first.unsqueeze(-1) if len(event_shape) > 1 else first).expand(event_shape)
 
 
 def _mean(values: Tensor) -> Estimate:

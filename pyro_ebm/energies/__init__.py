@@ -5,6 +5,7 @@ from .analytic import Gaussian, GaussianMixture, Laplace
 from .base import Energy, Mixture, Scaled, Sum, Tempered, mixture
 from .boltzmann_machines import RBM, GaussianRBM
 from .chain import ChainCRF
+from .conditional import clamp, observe
 from .deep_boltzmann import DBM
 from .dense_boltzmann import BoltzmannMachine
 from .discrete import DiscreteEnergy
@@ -49,6 +50,8 @@ __all__ = [
     "TwoModes",
     "Whitened",
     "Without",
+    "clamp",
     "mixture",
+    "observe",
     "spins",
 ]

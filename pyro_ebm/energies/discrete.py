@@ -10,13 +10,15 @@ other given the rest: sites of one colour.
 
 from __future__ import annotations
 
-__all__ = ["DiscreteEnergy", "as_numbers", "draw_booleans"]
+__all__ = ["DiscreteEnergy", "as_numbers", "draw_booleans", "structure"]
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .alphabet import alphabet_of
 from .base import Energy
@@ -75,7 +77,8 @@ class DiscreteEnergy(Energy):
         if colours is None:
             colours = torch.arange(self.site_shape.numel()).reshape(self.site_shape)
         self.register_buffer("colours", colours, persistent=False)
-        self.num_colours = int(colours.max()) + 1
+        with structure():
+            self.num_colours = int(colours.max()) + 1
 
     @property
     def num_values(self) -> int:
@@ -130,6 +133,15 @@ class DiscreteEnergy(Energy):
             drawn = self.alphabet.decode(places, x, self.num_values)
             x = torch.where(own.unsqueeze(-1) if self.alphabet.one_hot else own, drawn, x)
         return x
+
+
+def structure() -> AbstractContextManager:
+    """Keeps out of a trace what depends on the shape of an energy alone, such as its colours.
+
+    A model may build its energy anew at each run, from latents; its trace is then of what these
+    decide.
+    """
+    return _disable_current_modes()
 
 
 def as_numbers(x: Tensor, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .alphabet import spins
-from .discrete import DiscreteEnergy
+from .discrete import DiscreteEnergy, structure
 from .elimination import log_z_of_pairs
 
 
@@ -61,14 +61,16 @@ class _Graph(DiscreteEnergy):
     """An energy of edges, by what arrives at each site along them."""
 
     def __init__(self, num_sites: int, edges: Tensor, site: constraints.Constraint) -> None:
-        edges = _checked_edges(num_sites, edges)
-        support = constraints.independent(site, 1)
-        super().__init__((num_sites,), support, greedy_colours(num_sites, edges))
+        with structure():
+            edges = _checked_edges(num_sites, edges)
+            colours = greedy_colours(num_sites, edges)
+        super().__init__((num_sites,), constraints.independent(site, 1), colours)
         self.register_buffer("edges", edges)
-        everywhere = torch.arange(num_sites)
-        self._arrows = _Arrows(everywhere, edges)
-        groups = (everywhere[self.colours == c] for c in range(self.num_colours))
-        self._groups = nn.ModuleList(_Arrows(group, edges) for group in groups)
+        with structure():
+            everywhere = torch.arange(num_sites)
+            self._arrows = _Arrows(everywhere, edges)
+            groups = (everywhere[colours == c] for c in range(self.num_colours))
+            self._groups = nn.ModuleList(_Arrows(group, edges) for group in groups)
 
     def _log_weights(self, x: Tensor, arrows: _Arrows) -> Tensor:
         """Evaluates minus the energy of each value at some sites, the others being as they are."""

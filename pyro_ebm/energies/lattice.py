@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .alphabet import spins
-from .discrete import DiscreteEnergy
+from .discrete import DiscreteEnergy, structure
 from .elimination import log_z_of_pairs
 from .grid import grid_colours, grid_edges, sum_of_neighbours
 from .kaufman import log_z_of_torus
@@ -51,11 +51,13 @@ class _Lattice(DiscreteEnergy):
                 "its own with IsingGraph or MarkovRandomField"
             )
         support = constraints.independent(site, len(shape))
-        super().__init__(shape, support, grid_colours(shape, periodic))
+        with structure():
+            colours, edges = grid_colours(shape, periodic), grid_edges(shape, periodic)
+        super().__init__(shape, support, colours)
         self.periodic = periodic
         self.dims = tuple(range(-len(shape), 0))
         self.constant("coupling", coupling)
-        self.register_buffer("edges", grid_edges(shape, periodic), persistent=False)
+        self.register_buffer("edges", edges, persistent=False)
 
     @property
     def couplings(self) -> Tensor:

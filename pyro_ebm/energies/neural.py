@@ -79,6 +79,7 @@ class MLP(_Tilted):
         for size_in, size_out in pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), nn.SiLU()]
         super().__init__(event_shape, nn.Sequential(*layers, nn.Linear(sizes[-1], 1)), base_scale)
+        self.hidden_sizes = tuple(hidden_sizes)
 
 
 class Conv(_Tilted):
@@ -122,6 +123,7 @@ class Conv(_Tilted):
             height, width = (height + 1) // 2, (width + 1) // 2
         layers += [nn.Flatten(1), nn.Linear(channels[-1] * height * width, 1)]
         super().__init__(event_shape, nn.Sequential(*layers), base_scale)
+        self.channels = tuple(channels)
 
 
 class Classifier(_Tilted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Whitened"]
+__all__ = ["Whitened", "is_real"]
 
 import torch
 from pyro.distributions.transforms import LowerCholeskyAffine
@@ -106,6 +106,18 @@ class Whitened(Energy):
 
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         return biject_to(self.support)(self.energy.sample(num_samples))
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Says whether a support is all real numbers of a shape, in whatever units.
+
+    Example:
+        >>> is_real(constraints.real_vector), is_real(constraints.positive)
+        (True, False)
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real or isinstance(support, _InUnitsOf)
 
 
 class _InUnitsOf(constraints.Constraint):

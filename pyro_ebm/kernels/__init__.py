@@ -7,6 +7,7 @@ from .chees import ChEES
 from .cluster import SwendsenWang
 from .discrete import SingleFlip
 from .discrete_tempering import DiscreteTempering
+from .exchange import Exchange
 from .gibbs import Gibbs
 from .hamiltonian import HMC
 from .informed import DiscreteMALA, GibbsWithGradients
@@ -14,6 +15,7 @@ from .langevin import MALA, ULA
 from .metropolis import RandomWalk
 from .microcanonical import MAMS, MCLMC
 from .nuts import NUTS
+from .past import CouplingFromThePast
 from .stochastic import SGHMC, SGLD
 from .tempering import ParallelTempering
 from .transition import Info, State, run
@@ -31,8 +33,10 @@ __all__ = [
     "ULA",
     "Alternating",
     "ChEES",
+    "CouplingFromThePast",
     "DiscreteMALA",
     "DiscreteTempering",
+    "Exchange",
     "Gibbs",
     "GibbsWithGradients",
     "Info",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..engine import Compile, Graph, Rung, compile_block, compile_scan, trace
+from ..intractable import Intractable
 from ..layout import copy_in_order, memory_order
 from ..potential import Potential
 from .adaptation import Adaptation
@@ -306,6 +307,9 @@ def traced(
     Returns:
         What to run in place of the kernel and of the target, and the rung that was reached.
     """
+    if isinstance(potential, Intractable):
+        potential = potential.traced()
+        return kernel, potential, potential.rung
     if kernel.branch_free:
         noise = kernel.noise(state, torch.Generator(device=state.z.device).manual_seed(0))
         step = trace(lambda s, n: kernel.step(potential, s, n), (state, noise))

@@ -18,6 +18,7 @@ from .lost import lost_chains, rejoin
 
 if TYPE_CHECKING:
     from .base import Kernel
+    from .metric import Metric
     from .transition import Info, State
 
 T = TypeVar("T", bound=tuple)
@@ -285,7 +286,7 @@ class Adaptation:
         if self.ending or not state.metric.stretch:
             metric, spread = state.metric, window.spread
             if self.metric:
-                metric = where(closing, metric.fit(spread, window.count), metric)
+                metric = where(closing, self.fitted(metric, spread, window.count), metric)
                 state = state._replace(metric=metric)
             widest = torch.where(closing, metric.widest(spread[0]), widest)
         window = where(closing, self._window(state), window)
@@ -295,6 +296,10 @@ class Adaptation:
             state = state._replace(step_size=epsilon.to(state.step_size.dtype))
             step = where(closing, DualAveraging.begin(step.final_step_size), step)
         return Tuning(step, window, widest), state
+
+    def fitted(self, metric: Metric, spread: Tensor, count: Tensor) -> Metric:
+        """The metric of the draws of a window: see :meth:`Metric.fit`."""
+        return metric.fit(spread, count)
 
     def _window(self, state: State) -> Moments:
         return Moments.begin(state, products=bool(state.metric.stretch))

@@ -6,8 +6,10 @@ together. The joint law of spins and bonds (Edwards and Sokal) has the target as
 
 from __future__ import annotations
 
-__all__ = ["PairCouplings", "SwendsenWang", "connected_components"]
+__all__ = ["PairCouplings", "SwendsenWang", "check_pairs_are_all", "connected_components"]
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -30,7 +32,8 @@ class PairCouplings(Protocol):
     edges: Tensor
     """Pairs of sites, each once, with shape ``(M, 2)``."""
     couplings: Tensor
-    """What agreement of a pair is worth in nats, with shape ``(M,)``."""
+    """What agreement of a pair is worth in nats, with shape ``(M,)``; or ``(R, M)``, and fields
+    likewise, where each of the points that are moved has its own."""
 
 
 class SwendsenWang(DiscreteKernel):
@@ -94,7 +97,7 @@ class SwendsenWang(DiscreteKernel):
         self, args: tuple, kwargs: dict, initial_params: dict[str, Tensor] | None
     ) -> Potential:
         potential = super().bind(args, kwargs, initial_params)
-        _check_is_all(self.target_of(potential), potential)
+        check_pairs_are_all(self.target_of(potential), potential)
         return potential
 
     def target_of(self, potential: Potential) -> KnownConditionals:  # noqa: D102
@@ -113,14 +116,14 @@ class SwendsenWang(DiscreteKernel):
         return target
 
     def look(self, target: KnownConditionals, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        couplings = target.energy.couplings
+        couplings, num_edges = target.energy.couplings, len(target.energy.edges)
         if not _are_spins(target) and bool((couplings < 0).any()):
             raise ValueError(
                 "couplings of values that are not spins must not be negative for SwendsenWang, "
                 f"got {couplings.min().item():.4g}: sample with kernels.Gibbs"
             )
         points = z[0].numel() // target.energy.event_shape.numel()
-        num_uniforms = points * (len(couplings) + target.energy.site_shape.numel())
+        num_uniforms = points * (num_edges + target.energy.site_shape.numel())
         return target.value(z), z.new_empty(len(z), num_uniforms, 0)
 
     def noise(  # noqa: D102
@@ -135,7 +138,7 @@ class SwendsenWang(DiscreteKernel):
     ) -> tuple[DiscreteState, Info]:
         target = self.target_of(potential)
         energy = target.energy
-        num_sites, num_edges = energy.site_shape.numel(), len(energy.couplings)
+        num_sites, num_edges = energy.site_shape.numel(), len(energy.edges)
         rows = state.z.reshape(-1, *energy.event_shape)
         rows = target.places(rows.flatten(1)) if target.alphabet.one_hot else rows.flatten(1)
         beta = target.beta
@@ -172,7 +175,7 @@ def _turned(
     field = getattr(target.energy, "field", None)
     flip = uniform < 0.5
     if field is not None:
-        pull = (beta * field.reshape(1, -1) * rows).flatten()
+        pull = (beta * _each_site(field, target.energy.site_shape) * rows).flatten()
         total = torch.zeros_like(pull).index_add_(0, cluster, pull)
         flip = uniform < torch.sigmoid(-2 * total).index_select(0, cluster)
     return torch.where(flip.reshape(rows.shape), -rows, rows)
@@ -190,12 +193,21 @@ def _redrawn(
     if field is None:
         places = (uniform * num_values).long()
     else:
-        pull = field.reshape(1, -1, num_values) * torch.as_tensor(beta).unsqueeze(-1)
+        pull = _each_site(field, (*target.energy.site_shape, num_values))
+        pull = pull.unflatten(-1, (-1, num_values)) * torch.as_tensor(beta).unsqueeze(-1)
         pull = pull.expand(*rows.shape, num_values).flatten(0, 1)
         total = torch.zeros_like(pull).index_add_(0, cluster, pull)
         below = total.softmax(-1).cumsum(-1)[:, :-1].index_select(0, cluster)
         places = (uniform.unsqueeze(-1) >= below).sum(-1)
     return target.points(places.reshape(rows.shape), uniform)
+
+
+def _each_site(field: Tensor, shape: Sequence[int]) -> Tensor:
+    """Lays out fields for all points alike ``(1, *)``, or for each its own ``(R, *)``, flat."""
+    size = math.prod(shape)
+    if field.numel() % size:
+        field = field.expand(shape)  # all sites share it
+    return field.reshape(-1, size)
 
 
 def connected_components(num_nodes: int, first: Tensor, second: Tensor) -> Tensor:
@@ -239,27 +251,38 @@ def _are_spins(target: DiscreteTarget) -> bool:
     return target.alphabet.lowest < 0 and target.num_values == 2
 
 
-def _check_is_all(target: KnownConditionals, potential: Potential) -> None:
-    """Raises unless the couplings and the field are the whole energy, up to a constant."""
-    energy = target.energy
-    z = potential.initialize(8)
-    places = target.alphabet.encode(z.reshape(-1, *energy.event_shape)).flatten(1)
+def check_pairs_are_all(target: KnownConditionals, potential: Potential) -> None:
+    """Refuses an energy of which couplings and field are not all, up to a constant.
+
+    Args:
+        target: The target, with such an energy.
+        potential: Its potential.
+
+    Raises:
+        ValueError: If there is more to it.
+    """
+    energy, sites = target.energy, target.energy.site_shape
+    x = target.rows.of(potential.initialize(8), energy.event_shape)
+    places = target.alphabet.encode(x).flatten(-len(sites))
     first, second = energy.edges.unbind(-1)
-    agree = (places[:, first] == places[:, second]).to(energy.couplings.dtype)
-    field = getattr(energy, "field", None)
+    agree = (places[..., first] == places[..., second]).to(energy.couplings.dtype)
+    field, num_values = getattr(energy, "field", None), target.num_values
+    if field is not None:
+        field = _each_site(field, sites if _are_spins(target) else (*sites, num_values))
+        field = field.reshape(*(places.shape[1:-1] if len(field) > 1 else ()), -1)
     if _are_spins(target):
         said = (energy.couplings * (2 * agree - 1)).sum(-1)
         if field is not None:
-            said = said + (field.reshape(1, -1) * (2 * places - 1)).sum(-1)
+            said = said + (field * (2 * places - 1)).sum(-1)
     else:
         said = (energy.couplings * agree).sum(-1)
         if field is not None:
-            field = field.reshape(1, -1, target.num_values).expand(*places.shape, -1)
+            field = field.unflatten(-1, (-1, num_values)).expand(*places.shape, -1)
             said = said + field.gather(-1, places.unsqueeze(-1)).sum((-2, -1))
-    found = energy(z.reshape(-1, *energy.event_shape)) + said
+    found = energy(x) + said
     scale = max(1.0, said.abs().max().item())
     if (found - found[0]).abs().max() > torch.finfo(found.dtype).eps ** 0.5 * scale:
         raise ValueError(
             f"edges, couplings and field are not all of the energy of {type(energy).__name__}, so "
-            "that SwendsenWang would sample another law: sample with kernels.Gibbs"
+            "that to draw by them would be to draw from another law: use kernels.Gibbs"
         )

@@ -49,7 +49,8 @@ class HMC(Kernel):
         jitter: The part of ``num_steps`` by which it varies, from 0 (fixed) to 1.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
         adapt_mass_matrix: Whether warmup adapts :math:`A`.
-        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates; with
+            ``None`` all up to 100 dimensions, and none of more.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:

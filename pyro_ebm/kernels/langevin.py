@@ -120,7 +120,8 @@ class MALA(Kernel):
         step_size: The step size :math:`\eta > 0`, in units of x squared, or its first value.
         adapt_step_size: Whether warmup adapts :math:`\eta`.
         adapt_mass_matrix: Whether warmup adapts :math:`A`.
-        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates; with
+            ``None`` all up to 100 dimensions, and none of more.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -143,7 +144,7 @@ class MALA(Kernel):
         step_size: float = 0.1,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
         target_accept_prob: float = 0.574,
     ) -> None:
         super().__init__(

@@ -64,7 +64,8 @@ class MAMS(Kernel):
         jitter: The part :math:`j` of its length by which a path varies, from 0 (fixed) to 1.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
         adapt_mass_matrix: Whether warmup adapts :math:`A`.
-        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates; with
+            ``None`` all up to 100 dimensions, and none of more.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -93,7 +94,7 @@ class MAMS(Kernel):
         jitter: float = 0.5,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
         target_accept_prob: float = 0.9,
     ) -> None:
         if num_steps is not None and num_steps < 1:
@@ -200,7 +201,8 @@ class MCLMC(WithMomentum):
             adaptation aims at, in square nats.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
         adapt_mass_matrix: Whether warmup adapts :math:`A`.
-        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates; with
+            ``None`` all up to 100 dimensions, and none of more.
 
     Raises:
         ValueError: If ``step_size``, ``length`` or ``energy_variance`` is not positive; and, when
@@ -225,7 +227,7 @@ class MCLMC(WithMomentum):
         energy_variance: float = 5e-4,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
     ) -> None:
         if length is not None and not length > 0:
             raise ValueError(f"length must be positive, got {length}")

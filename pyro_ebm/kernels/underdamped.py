@@ -173,7 +173,8 @@ class GHMC(WithMomentum):
             units of ``step_size``.
         adapt_step_size: Whether warmup adapts :math:`\epsilon`.
         adapt_mass_matrix: Whether warmup adapts :math:`A`.
-        metric_rank: How many directions :math:`V` it may stretch beside the coordinates.
+        metric_rank: How many directions :math:`V` it may stretch beside the coordinates; with
+            ``None`` all up to 100 dimensions, and none of more.
         target_accept_prob: The mean acceptance that adaptation aims at.
 
     Raises:
@@ -198,7 +199,7 @@ class GHMC(WithMomentum):
         friction: float = 1.0,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        metric_rank: int = 0,
+        metric_rank: int | None = 0,
         target_accept_prob: float = 0.8,
     ) -> None:
         super().__init__(

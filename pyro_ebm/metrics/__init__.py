@@ -7,6 +7,7 @@ from .base import Estimate
 from .detection import auroc
 from .known_law import ModeWeights, kl_divergence, mode_weights
 from .neighbours import PrecisionRecall, data_copying, precision_recall
+from .restoration import restoration_error
 from .two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "mmd",
     "mode_weights",
     "precision_recall",
+    "restoration_error",
     "sliced_wasserstein",
 ]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from ..objectives.base import no_guide
-from .base import Generative, Likelihood, check_binary, check_data
+from .base import Density, Generative, Likelihood, check_binary, check_data
 from .training import Training, train
 
 
@@ -69,6 +69,7 @@ class Autoregressive(Generative):
         if num_components < 1:
             raise ValueError(f"num_components must be at least 1, got {num_components}")
         self.training_plan = Training() if training is None else training
+        self.hidden_sizes, self.num_components = tuple(hidden_sizes), num_components
         self.binary = binary
         self.network = AutoRegressiveNN(
             dim,
@@ -132,6 +133,30 @@ class Autoregressive(Generative):
             x[:, i] = self.conditionals(x).sample()[:, i]
         return x.reshape(num_samples, *self.event_shape)
 
+    def as_energy(self) -> Density | None:  # noqa: D102
+        if self.binary:
+            return None  # its conditionals are those given the coordinates before alone
+        return Density(self.event_shape, self._log_density)
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return self.conditionals(flat).log_prob(flat).sum(-1)
+
+    @torch.no_grad()
+    def inpaint(
+        self, x: Tensor, known: Tensor, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws unknown coordinates, exactly where all known ones come before them."""
+        self.check_fitted()
+        check_data("x", x, self.event_shape)
+        num_known = int(known.sum())
+        if not bool(known.flatten()[:num_known].all()):
+            return super().inpaint(x, known, num_draws, warmup_steps)
+        rows = x.flatten(1).repeat(num_draws, 1)
+        for i in range(num_known, rows.shape[1]):
+            rows[:, i] = self.conditionals(rows).sample()[:, i]
+        return rows.reshape(num_draws, *x.shape)
+
     @property
     def num_evaluations(self) -> int:
         """A pass for each coordinate of one draw."""
@@ -141,5 +166,4 @@ class Autoregressive(Generative):
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102
         self.check_fitted()
         check_data("x", x, self.event_shape)
-        flat = x.flatten(1)
-        return Likelihood("exact", self.conditionals(flat).log_prob(flat).sum(-1))
+        return Likelihood("exact", self._log_density(x))

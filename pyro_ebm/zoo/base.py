@@ -17,17 +17,23 @@ Numbers of unlike kinds are never ranked together.
 
 from __future__ import annotations
 
-__all__ = ["Generative", "Kind", "Likelihood", "check_binary", "check_data"]
+__all__ = ["Density", "Generative", "Kind", "Likelihood", "check_binary", "check_data"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..energies.base import Energy
 from ..mcmc import MCMC
+from ..restoring import denoise, inpaint
+from .saving import read_file, write_file
+from .settings import arguments_of
 
 Kind = Literal["exact", "bound", "estimate", "none"]
 
@@ -128,6 +134,83 @@ class Generative(nn.Module, ABC):
             )
         return value
 
+    def as_energy(self) -> Energy | None:
+        """Returns the model as an energy, normalised or not, that can be differentiated.
+
+        Its points may be flat. Nothing is returned where the model has no density that can be
+        evaluated, or none over an alphabet whose conditionals are known.
+        """
+        return None
+
+    def inpaint(
+        self, x: Tensor, known: Tensor, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws unknown coordinates given the known: exactly, or by chains of an energy.
+
+        See :func:`pyro_ebm.inpaint`; chains begin at samples of the model.
+
+        Args:
+            x: The points, with shape ``(n, *event)``.
+            known: Which coordinates are known, booleans with shape ``(*event)``.
+            num_draws: The number of draws of each point.
+            warmup_steps: The number of steps of a chain before them, where there are chains.
+
+        Returns:
+            Whole points, with shape ``(num_draws, n, *event)``.
+
+        Raises:
+            NotImplementedError: If the model can neither.
+        """
+        energy = self._needed_energy("inpaint")
+        check_data("x", x, self.event_shape)
+        shape, chains = energy.event_shape, self.mcmc
+        start = self.sample(len(x))
+        self.mcmc = chains  # those of samples that somebody asked for
+        draws = inpaint(
+            energy,
+            x.reshape(len(x), *shape),
+            known.reshape(shape),
+            num_draws=num_draws,
+            warmup_steps=warmup_steps,
+            start=start.reshape(len(x), *shape),
+        )
+        return draws.reshape(num_draws, *x.shape)
+
+    def denoise(
+        self, y: Tensor, noise: float, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws points given noisy readings of them: exactly, or by chains of an energy.
+
+        See :func:`pyro_ebm.denoise`.
+
+        Args:
+            y: The readings, with shape ``(n, *event)``.
+            noise: The standard deviation of the noise, in units of x; of binary data, the
+                probability that a reading is wrong.
+            num_draws: The number of draws of each point.
+            warmup_steps: The number of steps of a chain before them, where there are chains.
+
+        Returns:
+            Points, with shape ``(num_draws, n, *event)``.
+
+        Raises:
+            NotImplementedError: If the model can neither.
+        """
+        energy = self._needed_energy("denoise")
+        check_data("y", y, self.event_shape)
+        flat = y.reshape(len(y), *energy.event_shape)
+        draws = denoise(energy, flat, noise, num_draws=num_draws, warmup_steps=warmup_steps)
+        return draws.reshape(num_draws, *y.shape)
+
+    def _needed_energy(self, task: str) -> Energy:
+        self.check_fitted()
+        energy = self.as_energy()
+        if energy is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no density to {task} by, and no conditionals"
+            )
+        return energy
+
     @property
     def is_fitted(self) -> bool:
         """Whether training has come to an end."""
@@ -143,10 +226,83 @@ class Generative(nn.Module, ABC):
         """How often a network is evaluated for one draw; ``None`` if the model does not say."""
         return None
 
+    def arguments(self) -> dict[str, object]:
+        """Returns the arguments that build the model, as they are now.
+
+        Each is read from the attribute of its name, ``training`` from ``training_plan``; a model
+        that keeps one elsewhere says where.
+
+        Raises:
+            ValueError: If an argument has no such attribute.
+        """
+        return arguments_of(self, {"training": "training_plan"})
+
+    def save(self, path: str | Path) -> None:
+        """Saves the fitted model as one ``.safetensors`` file, all of it or nothing.
+
+        What was learned and recorded is saved, with the settings of the model and of the energy,
+        the objective and the kernels in it; the chains in ``mcmc`` are not.
+
+        Args:
+            path: The file. One that exists is replaced once the new one is on the disk.
+
+        Raises:
+            ImportError: If safetensors is not installed.
+            RuntimeError: If the model is not fitted.
+            ValueError: If a setting cannot be written, such as a function; the error says what
+                to do.
+        """
+        self.check_fitted()
+        write_file(Path(path), self)
+
+    @classmethod
+    def load(cls, path: str | Path, classes: Iterable[type] = ()) -> Self:
+        """Loads what :meth:`save` saved.
+
+        The model is fitted, in eval mode, on the CPU; it gives the same log-probabilities, and
+        from the same seed the same samples, bit for bit. ``VAE.load`` loads a VAE alone,
+        ``Generative.load`` any model.
+
+        Args:
+            path: The file.
+            classes: Classes of your own that the model is made of.
+
+        Raises:
+            ImportError: If safetensors is not installed.
+            ValueError: If the file is cut short, of another format or another class, needs a
+                class that was not passed, or lacks a tensor.
+        """
+        return read_file(Path(path), cls, classes)
+
     def check_fitted(self) -> None:
         """Raises a ``RuntimeError`` if the model was not fitted."""
         if not self.is_fitted:
             raise RuntimeError(f"this {type(self).__name__} is not fitted; call fit(x) first")
+
+
+class Density(Energy):
+    """Minus the log density of a model, which is normalised.
+
+    Args:
+        event_shape: The shape of one point.
+        log_density: Maps points ``(*batch, *event)`` to nats ``(*batch,)``, differentiably.
+
+    Example:
+        >>> Density((2,), lambda x: -x.square().sum(-1))(torch.ones(3, 2))
+        tensor([2., 2., 2.])
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], log_density: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(event_shape)
+        self.log_density = log_density
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        rows = x.reshape(-1, *self.event_shape)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        with pyro.validation_enabled(False):  # where a chain would go astray it is to be told nan
+            return -self.log_density(rows).reshape(batch)
 
 
 def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:

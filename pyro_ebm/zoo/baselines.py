@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GaussianMixture", "Independent"]
 
+import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..energies.conditional import check_noise
 from .base import Generative, Likelihood, check_binary, check_data
+from .gaussian_evidence import fill, unblur
 
 
 class Independent(Generative):
@@ -71,6 +74,31 @@ class Independent(Generative):
         self.check_fitted()
         check_data("x", x, self.event_shape)
         return Likelihood("exact", self.law.log_prob(x))
+
+    @torch.no_grad()
+    def inpaint(
+        self, x: Tensor, known: Tensor, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws unknown coordinates, of which the known say nothing."""
+        self.check_fitted()
+        check_data("x", x, self.event_shape)
+        return torch.where(known, x, self.law.sample((num_draws, len(x))).to(x))
+
+    @torch.no_grad()
+    def denoise(
+        self, y: Tensor, noise: float, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws points given noisy readings, each coordinate by Bayes' rule."""
+        self.check_fitted()
+        check_data("y", y, self.event_shape)
+        check_noise(noise, 2 if self.binary else 0)
+        if self.binary:
+            right, wrong = math.log1p(-noise), math.log(noise)
+            log_odds = self.loc.logit() + (2 * y - 1) * (right - wrong)
+            return dist.Bernoulli(logits=log_odds).sample((num_draws,)).to(y)
+        precision = self.scale**-2 + noise**-2
+        mean = (self.loc * self.scale**-2 + y * noise**-2) / precision
+        return dist.Normal(mean, precision.rsqrt()).sample((num_draws,))
 
 
 class GaussianMixture(Generative):
@@ -146,6 +174,26 @@ class GaussianMixture(Generative):
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
         return self.law.sample((num_samples,)).reshape(num_samples, *self.event_shape)
+
+    @torch.no_grad()
+    def inpaint(
+        self, x: Tensor, known: Tensor, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws unknown coordinates given the known, exactly."""
+        self.check_fitted()
+        check_data("x", x, self.event_shape)
+        draws = fill(self.law, x.flatten(1), known.flatten(), num_draws)
+        return draws.to(x).reshape(num_draws, *x.shape)
+
+    @torch.no_grad()
+    def denoise(
+        self, y: Tensor, noise: float, num_draws: int = 100, warmup_steps: int = 100
+    ) -> Tensor:
+        """Draws points given noisy readings, exactly."""
+        self.check_fitted()
+        check_data("y", y, self.event_shape)
+        check_noise(noise)
+        return unblur(self.law, y.flatten(1), noise, num_draws).to(y).reshape(num_draws, *y.shape)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Likelihood:  # noqa: D102

@@ -98,7 +98,8 @@ class Diffusion(Generative):
             raise ValueError(
                 f"num_levels and num_bound must be at least 2, got {num_levels} and {num_bound}"
             )
-        self.sampler, self.num_bound = sampler, num_bound
+        self.sampler, self.num_bound, self.num_levels = sampler, num_bound, num_levels
+        self.hidden_sizes = tuple(hidden_sizes)
         self.training_plan = Training(ema=0.995) if training is None else training
         dim = self.event_shape.numel()
         self.is_energy = network == "energy"
@@ -114,6 +115,10 @@ class Diffusion(Generative):
         self.register_buffer("variance", below.float())
         self.register_buffer("loc", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
+
+    def arguments(self) -> dict[str, object]:  # noqa: D102
+        kind = "energy" if self.is_energy else "noise"
+        return super().arguments() | {"network": kind}
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         r"""Evaluates the noise in noisy points, in its own standard deviations.

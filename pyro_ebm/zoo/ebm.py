@@ -21,6 +21,8 @@ from ..energies.whitened import Whitened
 from ..kernels.base import Kernel
 from ..kernels.hamiltonian import HMC
 from ..kernels.langevin import MALA
+from ..kernels.resampling import systematic
+from ..kernels.transition import seeded_generator
 from ..logz.integration import quadrature
 from ..mcmc import MCMC
 from ..objectives.base import Objective, no_guide
@@ -92,6 +94,8 @@ class EBM(Generative):
         self.sampler = MALA(step_size=0.01) if sampler is None else sampler
         self.warmup_steps = warmup_steps
         self.num_draws = num_draws
+        self.register_buffer("noise", None)
+        self.register_buffer("chains", None)
 
     @classmethod
     def for_plane(cls, x: Tensor) -> Self:
@@ -190,7 +194,7 @@ class EBM(Generative):
         check_data("x", x, self.event_shape)
         self.history = {}
         z = self._bijection.inv(x)
-        self.register_buffer("noise", torch.stack([z.mean(0), z.std(0)]))
+        self.noise = torch.stack([z.mean(0), z.std(0)])
         self.history = train(
             self._model,
             no_guide,
@@ -200,7 +204,17 @@ class EBM(Generative):
             progress=progress,
             after_step=self._tune,
         )
+        self.chains = self._last_chains()
         return self
+
+    def _last_chains(self) -> Tensor | None:
+        """The chains of training, if there are any, where they have weights in proportion."""
+        chains, log_weights = (
+            getattr(self.objective, name, {}).get("x") for name in ("chains", "log_weights")
+        )
+        if chains is None or log_weights is None:
+            return chains
+        return chains[systematic(log_weights.softmax(0), seeded_generator(chains.device))]
 
     def _model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -232,12 +246,17 @@ class EBM(Generative):
         return self.mcmc.get_samples(group_by_chain=True)["x"][:, -1]
 
     def _start(self, num_samples: int) -> Tensor:
-        chains = getattr(self.objective, "chains", {}).get("x")
-        if chains is None:
+        if self.chains is None:
             mean, spread = self.noise
             return mean + spread * torch.randn(num_samples, *mean.shape).to(mean)
-        rounds = [torch.randperm(len(chains)) for _ in range(-(-num_samples // len(chains)))]
-        return chains[torch.cat(rounds)[:num_samples]].reshape(num_samples, *self.noise.shape[1:])
+        num = len(self.chains)
+        rounds = [torch.randperm(num) for _ in range(-(-num_samples // num))]
+        return self.chains[torch.cat(rounds)[:num_samples]].reshape(
+            num_samples, *self.noise.shape[1:]
+        )
+
+    def as_energy(self) -> Energy:  # noqa: D102
+        return self.energy
 
     @property
     def num_evaluations(self) -> int | None:

@@ -17,7 +17,7 @@ from torch.distributions import AffineTransform, Transform
 from typing_extensions import Self
 
 from ..objectives.base import no_guide
-from .base import Generative, Likelihood, check_data
+from .base import Density, Generative, Likelihood, check_data
 from .training import Training, train
 
 Layer = Literal["coupling", "autoregressive"]
@@ -82,6 +82,7 @@ class Flow(Generative):
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.training_plan = Training() if training is None else training
+        self.layer, self.num_layers, self.hidden_sizes = layer, num_layers, tuple(hidden_sizes)
         self.layers = nn.ModuleList(
             _LAYERS[layer](
                 dim,
@@ -128,6 +129,9 @@ class Flow(Generative):
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
         return self.law.sample((num_samples,)).reshape(num_samples, *self.event_shape)
+
+    def as_energy(self) -> Density:  # noqa: D102
+        return Density(self.event_shape, lambda x: self.law.log_prob(x.flatten(1)))
 
     @property
     def num_evaluations(self) -> int:

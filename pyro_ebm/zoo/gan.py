@@ -82,9 +82,10 @@ class GAN(Generative):
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         if penalty is not None and penalty < 0:
             raise ValueError(f"penalty must not be negative, got {penalty}")
+        self.loss = loss
         self.wasserstein = loss == "wasserstein"
         self.penalty = (1.0 if self.wasserstein else 0.1) if penalty is None else penalty
-        self.latent_dim = latent_dim
+        self.latent_dim, self.hidden_sizes = latent_dim, tuple(hidden_sizes)
         self.training_plan = Training(betas=(0.5, 0.9)) if training is None else training
         dim = self.event_shape.numel()
         self.generator = mlp([latent_dim, *hidden_sizes, dim])

@@ -76,9 +76,10 @@ class RBM(Generative):
                 raise ValueError(f"{name} must be at least {least[name]}, got {value}")
         plan = Training(3000, lr=0.03, betas=(0.5, 0.999)) if training is None else training
         self.training_plan = plan
-        self.num_sweeps = num_sweeps
+        self.num_hidden, self.num_chains, self.num_sweeps = num_hidden, num_chains, num_sweeps
         self.energy = Machine.initial(self.event_shape.numel(), num_hidden)
         self.objective = PersistentCD(Gibbs(), num_chains)
+        self.register_buffer("chains", None)
 
     @property
     def boltzmann(self) -> Boltzmann:
@@ -100,25 +101,29 @@ class RBM(Generative):
         self.history = train(
             self.model, no_guide, self.objective, flat, self.training_plan, progress=progress
         )
+        self.chains = self.objective.chains["x"]
         return self
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
         self.check_fitted()
-        chains = self.objective.chains["x"]
-        rounds = [torch.randperm(len(chains)) for _ in range(-(-num_samples // len(chains)))]
+        num = len(self.chains)
+        rounds = [torch.randperm(num) for _ in range(-(-num_samples // num))]
         kept = self.num_sweeps // 2
         self.mcmc = MCMC(
             Gibbs(self.boltzmann),
             num_samples=kept,
             warmup_steps=self.num_sweeps - kept,
             num_chains=num_samples,
-            initial_params={"x": chains[torch.cat(rounds)[:num_samples]]},
+            initial_params={"x": self.chains[torch.cat(rounds)[:num_samples]]},
             disable_progbar=True,
         )
         self.mcmc.run()
         ends = self.mcmc.get_samples(group_by_chain=True)["x"][:, -1]
         return ends.to(self.energy.weights).reshape(num_samples, *self.event_shape)
+
+    def as_energy(self) -> Machine:  # noqa: D102
+        return self.energy
 
     @property
     def num_evaluations(self) -> int:

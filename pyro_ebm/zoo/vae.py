@@ -78,8 +78,8 @@ class VAE(Generative):
         for name, value in {"latent_dim": latent_dim, "num_importance": num_importance}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.latent_dim = latent_dim
-        self.num_importance = num_importance
+        self.latent_dim, self.hidden_sizes = latent_dim, tuple(hidden_sizes)
+        self.num_importance, self.binary = num_importance, binary
         self.training_plan = Training() if training is None else training
         size = self.event_shape.numel()
         self.encoder = mlp([size, *hidden_sizes, 2 * latent_dim])
