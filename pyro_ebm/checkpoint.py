@@ -127,13 +127,18 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            kept = "nothing was kept yet"
-            if self.step is not None:
-                kept = f"kept is {self._path(self.step)}, of step {self.step}"
             what = (
-                f"{error.strerror}: {kept}. Make room, and run the same again: it goes on from it"
+                f"{error.strerror}: {self.kept}. Make room, and run the same again: it goes on "
+                "from it"
             )
             raise OSError(error.errno, what, error.filename) from error
+
+    @property
+    def kept(self) -> str:
+        """Says which the last one is."""
+        if self.step is None:
+            return "nothing was kept yet"
+        return f"kept is {self._path(self.step)}, of step {self.step}"
 
     def load(self) -> dict[str, Any] | None:
         """Reads the newest checkpoint that is whole.

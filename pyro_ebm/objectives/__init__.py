@@ -11,6 +11,7 @@ from .likelihood import MaximumLikelihood
 from .monitor import Monitor, TrainingDiverged
 from .noise_contrastive import ConditionalNoiseContrastive, NoiseContrastive
 from .pseudolikelihood import PseudoLikelihood, RatioMatching
+from .resume import Resumable
 from .score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PersistentCD",
     "PseudoLikelihood",
     "RatioMatching",
+    "Resumable",
     "ScoreMatching",
     "ShortRun",
     "SlicedScoreMatching",

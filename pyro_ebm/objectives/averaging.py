@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..arguments import check_between
+from .memory import put
 
 
 class ExponentialAverage:
@@ -77,6 +78,21 @@ class ExponentialAverage:
     def update(self) -> None:
         """Takes the parameters as they are now into the average."""
         self._average.update_parameters(self._current)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the average so far, and of how many updates it is."""
+        return dict(self._average.state_dict())
+
+    def load_state_dict(self, found: dict[str, Tensor]) -> None:
+        """Goes on from what :meth:`state_dict` of an average of as many parameters returned.
+
+        Args:
+            found: What was returned.
+
+        Raises:
+            ValueError: If they are not alike.
+        """
+        put(self._average.state_dict(), found)
 
     @torch.no_grad()
     def assign(self) -> None:

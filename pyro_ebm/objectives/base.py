@@ -23,7 +23,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -38,6 +38,7 @@ from ..distributions import Boltzmann, base_distribution
 from ..energies.base import check_energy, module_of, trainable_parameters
 from ..guards import unconstrained_parameter
 from .conditions import check_uses_conditions
+from .memory import as_put, kept, put
 
 CONTRASTIVE = "contrastive loss"
 """What a loss is called that is the energy of data less that of chains: no measure of progress."""
@@ -83,6 +84,8 @@ class Objective(ELBO):
     """Whether the site may have a continuous support."""
     serves_discrete: bool = False
     """Whether the site may have a discrete support."""
+    passing: tuple[str, ...] = ("evaluations",)
+    """The attributes that hold nothing of the next update, of those that are dicts."""
 
     def __init__(self, elbo: ELBO | None = None) -> None:
         super().__init__()
@@ -110,6 +113,48 @@ class Objective(ELBO):
         Args:
             name: The site.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the objective takes from one update to the next.
+
+        That is all its dicts, by site or device, with chains, generators and estimates; its own
+        modules; and the step size of its kernel. Dicts get new values, none is changed in place.
+        """
+        kernel = getattr(self, "kernel", None)
+        found: dict[str, Any] = {"dicts": {}, "modules": {}}
+        for name, value in vars(self).items():
+            if isinstance(value, dict) and name not in self.passing:
+                try:
+                    found["dicts"][name] = {_text(key): kept(v) for key, v in value.items()}
+                except TypeError as error:
+                    where = f"{name} of {type(self).__name__}"
+                    raise TypeError(f"{error}, as is in {where}: name it in passing") from error
+            elif isinstance(value, nn.Module):
+                found["modules"][name] = dict(value.state_dict())
+        found["step size"] = getattr(kernel, "step_size", None)
+        return found
+
+    def load_state_dict(self, found: dict[str, Any], device: torch.device | None = None) -> None:
+        """Goes on from what :meth:`state_dict` of one like this returned.
+
+        Args:
+            found: What was returned.
+            device: Where tensors belong, if not where they are.
+
+        Raises:
+            ValueError: If its modules are not like those that were kept.
+        """
+        for name, values in found["dicts"].items():
+            here = vars(self)[name]
+            before = {_text(key): value for key, value in here.items()}
+            here.clear()
+            for key, value in values.items():
+                value = as_put(value, before.get(key), device)
+                here[value.device if isinstance(value, torch.Generator) else key] = value
+        for name, values in found["modules"].items():
+            put(vars(self)[name].state_dict(), values)
+        if found["step size"] is not None:
+            self.kernel.step_size = found["step size"]
 
     def loss(
         self, model: Callable, guide: Callable, *args: object, **kwargs: object
@@ -194,6 +239,10 @@ def _check_data(boltzmann: Boltzmann, x: Tensor, data: str) -> None:
         good = good if u is x else good & u.isfinite().all()
     if not bool(good):
         raise ValueError(f"{data} are not finite, or lie {where}")
+
+
+def _text(key: object) -> str:
+    return key if isinstance(key, str) else str(key)
 
 
 class _Swap(Messenger):

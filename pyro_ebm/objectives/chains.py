@@ -259,6 +259,8 @@ class Persistent(Contrastive):
         ValueError: If a count is not positive.
     """
 
+    passing = (*Objective.passing, "_owners")
+
     def __init__(
         self,
         kernel: Kernel,

@@ -11,8 +11,7 @@ __all__ = ["Monitor", "TrainingDiverged"]
 
 import math
 import statistics
-from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -21,9 +20,9 @@ from pyro.infer.util import torch_item, zero_grads
 from torch import Tensor
 
 from ..distributions import Boltzmann
-from ..energies.base import module_of, trainable_parameters
+from ..energies.base import trainable_parameters
 from .base import Evaluation
-from .checkpoint import Checkpoint, objective_of
+from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both, tensors
 from .readings import Readings
 
 MIN_ACCEPTANCE = 0.01
@@ -147,7 +146,7 @@ class Monitor:
         """The records so far by name, one number for each update."""
         self.num_steps = 0
         """The number of updates so far."""
-        self._tensors: dict[Tensor, None] = {}
+        self._names: set[str] = set()
         self._good = self._latest = Checkpoint(svi, 0)
         self._signs: dict[str, int] = {}
         self._readings = Readings(svi)
@@ -167,16 +166,20 @@ class Monitor:
         """
         svi = self.svi
         if self.num_steps == 0:
-            self._good = self._latest = Checkpoint(svi, 0, self._tensors)
+            self._good = self._latest = Checkpoint(svi, 0, self._names)
         elif self.num_steps - self._latest.step >= self.keep_every and not any(
             self._signs.values()
         ):
             self._good = self._latest
-            self._latest = Checkpoint(svi, self.num_steps, self._tensors)
+            self._latest = Checkpoint(svi, self.num_steps, self._names)
         with pyro.poutine.trace(param_only=True) as capture:
             loss = torch_item(svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs))
-        params = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
-        self._see(params)
+        sites = capture.trace.nodes.values()
+        params = dict.fromkeys(site["value"].unconstrained() for site in sites)
+        self._names |= capture.trace.nodes.keys()
+        here = tensors([svi], self._names)  # those seen first are as they were before updates
+        self._good.add(here)
+        self._latest.add(here)
         alarm = self._record(loss, params)
         if alarm is None:
             svi.optim(params)
@@ -186,20 +189,46 @@ class Monitor:
         self.num_steps += 1
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the next update needs, but for the parameters as they are now.
+
+        The states that it may go back to are part of it.
+        """
+        own = {
+            "history": {name: _column(record) for name, record in self.history.items()},
+            "num_steps": self.num_steps,
+            "signs": self._signs,
+            "names": sorted(self._names),
+            "readings": self._readings.state_dict(),
+        }
+        states = {"good": self._good.state_dict()}
+        if self._latest is not self._good:
+            states["latest"] = self._latest.state_dict()
+        return {**own, **states, "svi": optimizer_and_objective(self.svi)}
+
+    def load_state_dict(self, found: dict[str, Any], device: torch.device | None = None) -> None:
+        """Goes on from what :meth:`state_dict` of a monitor of another such SVI returned.
+
+        Args:
+            found: What was returned.
+            device: Where tensors belong, if not where they are.
+        """
+        set_both(self.svi, found["svi"], device)
+        self.history = {name: record.tolist() for name, record in found["history"].items()}
+        self.num_steps, self._signs = found["num_steps"], dict(found["signs"])
+        self._names = set(found["names"])
+        self._readings.load_state_dict(found["readings"], device)
+        self._good = self._latest = Checkpoint(self.svi, 0)
+        self._good.load_state_dict(found["good"], device)
+        if "latest" in found:
+            self._latest = Checkpoint(self.svi, 0)
+            self._latest.load_state_dict(found["latest"], device)
+
     def _evaluations(self) -> dict[str, Evaluation]:
         objective = objective_of(self.svi)
         return {} if objective is None else objective.evaluations
 
-    def _see(self, params: Iterable[Tensor]) -> None:
-        """Adds tensors seen for the first time to those to keep, as they were before updates."""
-        modules = [module_of(seen.boltzmann.energy) for seen in self._evaluations().values()]
-        buffers = [buffer for module in modules if module for buffer in module.buffers()]
-        new = dict.fromkeys(t for t in (*params, *buffers) if t not in self._tensors)
-        self._tensors |= new
-        self._good.add(new)
-        self._latest.add(new)
-
-    def _record(self, loss: float, params: set[Tensor]) -> _Alarm | None:
+    def _record(self, loss: float, params: dict[Tensor, None]) -> _Alarm | None:
         """Records one evaluation, and says what is wrong with it, if anything."""
         evaluations = self._evaluations()
         own = {
@@ -284,7 +313,7 @@ class Monitor:
 
     def _stop(self, alarm: _Alarm) -> None:
         step, good, history = self.num_steps, self._good, self.history
-        good.restore(self.svi)
+        good.restore()
         self.history = {name: record[: good.step] for name, record in history.items()}
         self.num_steps, self._latest = good.step, good
         self._signs.clear()
@@ -296,6 +325,10 @@ class Monitor:
             good.step,
             history,
         )
+
+
+def _column(record: list[float]) -> Tensor:
+    return torch.tensor(record, dtype=torch.float64)
 
 
 def _total(norms: list[Tensor]) -> Tensor:

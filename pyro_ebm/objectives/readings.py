@@ -13,11 +13,14 @@ from __future__ import annotations
 
 __all__ = ["Readings"]
 
+from typing import Any
+
 import torch
 from pyro.infer import SVI
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..checkpoint import rebuilt
 from ..potential import Potential
 from .base import CONTRASTIVE, Evaluation
 from .checkpoint import objective_of
@@ -63,6 +66,15 @@ class Readings:
         if chains is not None and not seen.boltzmann.support.is_discrete:
             readings |= self._drift(name, seen, chains)
         return readings
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the moments of the data so far."""
+        return {"moments": dict(self._moments), "num_seen": dict(self._num_seen)}
+
+    def load_state_dict(self, found: dict[str, Any], device: torch.device | None = None) -> None:
+        """Goes on from what :meth:`state_dict` returned."""
+        self._moments = rebuilt(found["moments"], device)
+        self._num_seen = dict(found["num_seen"])
 
     def spread(self, name: str) -> float:
         """Returns the spread of the data of a site, in units of x."""
