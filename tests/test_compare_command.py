@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyro_ebm as ebm
-from pyro_ebm import datasets
+from pyro_ebm import datasets, zoo
 from pyro_ebm.compare import bench, compare, load, make
 from pyro_ebm.compare.__main__ import main, run
 from pyro_ebm.compare.data import DATASETS
@@ -182,6 +182,41 @@ def test_seeds_of_the_command_give_a_spread_and_the_same_table_again(monkeypatch
     arguments = ["--data", "two_modes", "--models", "flow", "--quick", "--seeds", "2", "--out"]
     assert main([*arguments, str(tmp_path)]) == 0
     assert "flow" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_was_killed_fits_only_what_is_left(monkeypatch, tmp_path):
+    """And gives the table of one that was not, with the persistent chains of its models."""
+    short(monkeypatch)
+    names, fits, fit = ["ebm", "flow", "vae", "mixture"], [], zoo.VAE.fit
+
+    class Killed(BaseException):
+        pass
+
+    def table(**kwargs):
+        card = run("two_modes", names, quick=True, progress=False, **kwargs)
+        return card, [{k: v for k, v in row.items() if k not in TIMES} for row in card.table()]
+
+    def dying(self, *args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo.VAE, "fit", dying)
+        with pytest.raises(Killed):
+            table(keep=tmp_path)
+    with monkeypatch.context() as patch:
+        for cls in (zoo.EBM, zoo.Flow):
+            patch.setattr(cls, "fit", lambda self, *_, **__: fits.append("again"))
+        patch.setattr(zoo.VAE, "fit", lambda *a, **k: fits.append("VAE") or fit(*a, **k))
+        card, found = table(keep=tmp_path)
+    assert fits == ["VAE"]
+    assert card.protocol["fitted by an earlier call"] == "ebm (seed 0), flow (seed 0)"
+    assert card["ebm"].train_seconds > 0
+    assert found == table()[1]
+    assert found == table(keep=tmp_path)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo.VAE, "fit", dying)
+        with pytest.raises(Killed):
+            table(keep=tmp_path, seed=1)  # which was not fitted
 
 
 def test_columns_suit_the_data(monkeypatch):

@@ -6,14 +6,18 @@ __all__ = ["main", "run"]
 
 import argparse
 import functools
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from ..fingerprint import describe
 from ..scorecard import Row, Scorecard
 from .data import DATASETS, Dataset, load
+from .fitted import Fitted
 from .models import MODELS, make
 from .side_by_side import compare
 
@@ -26,6 +30,7 @@ def run(
     seed: int = 0,
     num_seeds: int = 1,
     progress: bool = True,
+    keep: str | os.PathLike | None = None,
 ) -> Scorecard:
     """Loads data, makes models with settings for them, and compares these.
 
@@ -37,12 +42,16 @@ def run(
         seed: The seed of everything.
         num_seeds: From how many seeds to train, this one and those after it; data and split stay.
         progress: Whether to show progress bars.
+        keep: A folder that fitted models are kept in. A run that was stopped, and is called again,
+            reads what it finds there in place of fitting it; other data, settings and seeds do
+            not find it.
 
     Returns:
         The scorecard.
 
     Raises:
         ValueError: If a name is unknown, or the data are bad.
+        OSError: If the folder cannot be made.
 
     Example:
         >>> card = run("two_moons", ["independent"], quick=True, progress=False)
@@ -62,6 +71,7 @@ def run(
             others.append(Row(name, errors=[fault]))
     if not models:
         raise ValueError("; ".join(f"{row.model}: {row.errors[0]}" for row in others))
+    kept = Fitted(keep, f"{describe(data.train)}, {data.kind}, {quick}")
     began = time.process_time()
     card = compare(
         models,
@@ -72,6 +82,7 @@ def run(
         seed=seed,
         num_seeds=num_seeds,
         progress=progress,
+        kept=kept,
     )
     card.rows += others
     card.protocol = {
@@ -79,6 +90,7 @@ def run(
         "settings": "quick" if quick else "full",
         "CPU seconds of it all": round(time.process_time() - began),
         **card.protocol,
+        **kept.protocol,
     }
     return card
 
@@ -123,8 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     names = [name.strip() for name in args.models.split(",") if name.strip()]
     try:
-        card = run(args.data, names, quick=args.quick, seed=args.seed, num_seeds=args.seeds)
-    except (ValueError, ImportError) as error:
+        card = run(
+            args.data,
+            names,
+            quick=args.quick,
+            seed=args.seed,
+            num_seeds=args.seeds,
+            keep=Path(args.out) / "fitted",
+        )
+    except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(card)

@@ -18,6 +18,7 @@ from ..plotting import histograms, sample_grids, traces, training_curves
 from ..scorecard import Scorecard
 from ..zoo.base import Generative, check_data
 from .bench import Bench, Source
+from .fitted import Fitted
 from .spread import over_seeds
 
 CAVEAT_OF_ONE_SEED = (
@@ -73,6 +74,7 @@ def compare(
     seed: int = 0,
     num_seeds: int = 1,
     progress: bool = True,
+    kept: Fitted | None = None,
 ) -> Scorecard:
     """Fits the models that are not fitted, and measures them all in the same way.
 
@@ -92,6 +94,7 @@ def compare(
         num_seeds: From how many seeds to train, this one and those after it: numbers are then
             means, with their standard deviations over seeds, and models must be functions.
         progress: Whether to show progress bars.
+        kept: Where fitted models are kept, and read in place of fitting them again.
 
     Returns:
         The scorecard, with a reference row of training data in place of samples.
@@ -125,9 +128,8 @@ def compare(
             raise ValueError(f"{name} must be at least 5, got {number}")
     _check_seeds(models, num_seeds)
     bandwidth = _bandwidth(test)
-    benches = [
-        Bench(train, test, ood, law, bandwidth=bandwidth, seed=seed + i) for i in range(num_seeds)
-    ]
+    make = functools.partial(Bench, train, test, ood, law, bandwidth=bandwidth, kept=kept)
+    benches = [make(seed=seed + i) for i in range(num_seeds)]
     reference = over_seeds({bench.seed: bench.reference(num_samples) for bench in benches})
     protocol = {
         "training points": len(train),

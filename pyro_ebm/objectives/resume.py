@@ -75,7 +75,7 @@ class Resumable:
         >>> energy = ebm.energies.MLP(event_shape=(2,), hidden_sizes=(8,))
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("x", ebm.Boltzmann(energy), obs=x)
+        ...         pyro.sample("point", ebm.Boltzmann(energy), obs=x)
         >>> objective = ebm.objectives.PersistentCD(ebm.kernels.MALA(step_size=0.1), num_chains=64)
         >>> svi = SVI(model, ebm.no_guide, pyro.optim.Adam({"lr": 1e-3}), loss=objective)
         >>> data, folder = torch.randn(100, 2), tempfile.mkdtemp()
