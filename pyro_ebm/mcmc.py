@@ -78,7 +78,7 @@ class MCMC(Results):
         compile: How far to take the step up the rungs of :mod:`pyro_ebm.engine`: ``"auto"`` traces
             it into a graph, with the same numbers bit for bit, and compiles loops of steps to
             native code once what is left to do would take longer otherwise; ``True`` compiles at
-            once, which takes five to ten seconds; ``False`` does neither. ``mcmc.engine`` says
+            once, which takes about ten seconds; ``False`` does neither. ``mcmc.engine`` says
             what was reached, and why.
         disable_progbar: Whether to be silent.
         thin: Of how many steps the last is kept: ``num_samples * thin`` steps are made.
