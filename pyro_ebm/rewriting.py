@@ -70,6 +70,8 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     if n <= SKINNY:
         columns = _in_one_piece(b.t())
         return torch.stack([(a * columns[i]).sum(-1) for i in range(n)], -1)
+    if 1 < m <= SKINNY:
+        return _mm(b.t(), a.t()).t()
     return NotImplemented
 
 

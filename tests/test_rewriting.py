@@ -15,6 +15,7 @@ WIDE = torch.linspace(-1.0, 1.0, 3 * 40, dtype=torch.float64).reshape(3, 40)
 FUNCTIONS = {
     "product with few rows": lambda z: z @ WIDE,
     "product with few columns": lambda z: (z @ WIDE).tanh() @ WIDE.T,
+    "few rows by a product": lambda z: (WIDE @ (z @ WIDE).T).T,
     "rows by one matrix": lambda z: torch.bmm(z[:, None], WIDE.expand(len(z), -1, -1)),
     "one matrix by columns": lambda z: torch.bmm(WIDE.T.expand(len(z), -1, -1), z[:, :, None]),
     "matrices by matrices": lambda z: torch.bmm(z[:, None], z[:, :, None]),
@@ -69,13 +70,21 @@ def multiplication(by):
     return lambda z: z @ by
 
 
+def turned_multiplication(by):
+    return lambda z: (by.T @ z.T).T
+
+
 def test_products_stay_products_beyond_a_few_rows_and_columns():
     wide = torch.randn(SKINNY + 1, SKINNY + 1)
     z = torch.randn(C, SKINNY + 1)
     for by, expected in ((wide, 1), (wide[:, :SKINNY], 0), (wide[:, :1], 0)):
-        found = rewritten(make_fx(multiplication(by))(z), [z])
-        products = [n for n in found.graph.nodes if n.target == torch.ops.aten.mm.default]
-        assert len(products) == expected
+        for multiply in (multiplication, turned_multiplication):
+            found = rewritten(make_fx(multiply(by))(z), [z])
+            assert num_products(found) == expected
+
+
+def num_products(graph):
+    return sum(node.target == torch.ops.aten.mm.default for node in graph.graph.nodes)
 
 
 @pytest.mark.parametrize(
