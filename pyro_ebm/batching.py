@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from .validation import unvalidated
+
 Values = dict[str, Tensor]
 
 
@@ -102,7 +104,7 @@ def _or_else(mapped: Callable[..., Any], one_by_one: Callable[..., Any]) -> Call
 
     def evaluate(*args: Any) -> Any:  # noqa: ANN401
         nonlocal rung
-        with pyro.validation_enabled(False), _mappable_log():
+        with unvalidated(), _mappable_log():
             try:
                 return rung(*args)
             except RuntimeError as error:

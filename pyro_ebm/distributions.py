@@ -340,7 +340,7 @@ def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> No
         args: What the energy takes.
 
     Raises:
-        ValueError: If the energy does not return a floating-point tensor.
+        ValueError: If the energy is no callable, or does not return a floating-point tensor.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -350,6 +350,12 @@ def energy_factor(name: str, energy: Callable[..., Tensor], *args: Tensor) -> No
         >>> list(pyro.poutine.trace(model).get_trace().nodes)
         ['_INPUT', 'z', 'smooth', '_RETURN']
     """
+    if not callable(energy):
+        raise ValueError(
+            f"energy of factor '{name}' must be a callable that maps args to nats, got "
+            f"{type(energy).__name__}; nats that are there already go into pyro.factor, with a "
+            "minus sign"
+        )
     value = energy(*args)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor
 from .distributions import Boltzmann, base_distribution
 from .latents import subsampled_plates
 from .mcmc import MCMC
+from .validation import unvalidated
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class _Replay:
         self.mcmc = mcmc
         self.posterior = dict(posterior)
         first = {name: draws[0, 0] for name, draws in self.posterior.items()}
-        with pyro.validation_enabled(False):
+        with unvalidated():
             self.sites = dict(self._trace(first).nodes)
 
     @poutine.block
@@ -191,7 +192,7 @@ class _Replay:
         def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return read(self._trace(values))
 
-        with torch.no_grad(), pyro.validation_enabled(False):
+        with torch.no_grad(), unvalidated():
             try:
                 found = torch.func.vmap(one, randomness="different")(rows)
             except RuntimeError:  # a model with Python branches on its latents

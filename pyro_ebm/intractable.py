@@ -17,7 +17,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
@@ -29,6 +28,7 @@ from .engine import Rung, trace
 from .latents import uniform_in_support
 from .observed import Law, intractable_sites
 from .potential import Model, Potential, Site, unconstrained_log_density
+from .validation import unvalidated
 
 
 class Pairs(NamedTuple):
@@ -60,7 +60,7 @@ class Intractable(Potential):
         self._by_graph = False
         self._mapped: dict[str, Callable] = {}
         self._graphs: dict[tuple, Callable] = {}
-        with pyro.validation_enabled(False):
+        with unvalidated():
             self.observed = laws_of(base.initialize(1)[0])
         """The laws at some latents."""
 
@@ -82,7 +82,7 @@ class Intractable(Potential):
                 :class:`~pyro_ebm.Boltzmann`, one is scaled or transformed, the model has a
                 discrete latent, or what a :class:`~pyro_ebm.potential.Potential` refuses.
         """
-        with poutine.block(), pyro.validation_enabled(False):
+        with poutine.block(), unvalidated():
             started = InitMessenger(uniform_in_support)(model)
             nodes = poutine.trace(started).get_trace(*args, **kwargs).nodes
         names = intractable_sites(nodes, sites)

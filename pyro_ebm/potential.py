@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
@@ -35,6 +34,7 @@ from .latents import (
     subsampled_plates,
     uniform_in_support,
 )
+from .validation import unvalidated
 
 Model = Callable[..., object]
 ValueAndGrad = Callable[..., tuple[Tensor, Tensor]]
@@ -317,7 +317,7 @@ def _of_function(
 def _of_model(
     model: Model, args: tuple, kwargs: dict, minibatches: bool, discrete: tuple[str, ...]
 ) -> Potential:
-    with poutine.block(), pyro.validation_enabled(False):
+    with poutine.block(), unvalidated():
         started = InitMessenger(uniform_in_support)(model)
         known = poutine.trace(started).get_trace(*args, **kwargs).nodes
         nodes = known.values()

@@ -58,6 +58,7 @@ APART = {
     "layout": set(),
     "ranks": set(),
     "printing": set(),
+    "validation": set(),
     "arrays": {"layout"},
     "signals": set(),
     "checkpoint": {"version"},

@@ -245,6 +245,10 @@ def test_approximate_draws_keep_a_condition_per_place_in_the_batch():
             r"shape \(5, 2\) to shape \(5,\), one number of nats per point, got \(5, 1\)",
         ),
         (
+            lambda: ebm.energy_factor("f", torch.ones(3)),
+            "factor 'f' must be a callable that maps args to nats, got Tensor",
+        ),
+        (
             lambda: ebm.energy_factor("f", lambda z: z > 0, torch.ones(3)),
             "factor 'f' must return a floating-point tensor of nats, got torch.bool",
         ),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import ENERGIES_EXACT
 from pyro.infer.mcmc.util import initialize_model
+from pyro.nn import PyroModule, PyroSample
 from torch import tensor
 from torch.distributions import constraints
 
@@ -48,7 +49,22 @@ def smooth():
     ebm.energy_factor("near", lambda z: (z[..., 0] - 1).square().sum(-1), z)
 
 
-MODELS = [regression, shares, clusters, smooth]
+class Network(PyroModule):
+    """Its priors are made and expanded once, before any model runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = PyroModule[torch.nn.Linear](2, 1)
+        self.layer.weight = PyroSample(dist.Normal(0.0, 2.0).expand([1, 2]).to_event(2))
+
+    def forward(self):
+        x = torch.linspace(-1.0, 2.0, 8).reshape(4, 2)
+        mean = self.layer(x).squeeze(-1)
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=x[:, 0].exp())
+
+
+MODELS = [regression, shares, clusters, smooth, Network()]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -208,3 +224,19 @@ def test_a_function_that_vmap_refuses_runs_row_by_row():
         product, total = fn(tensor([2.0, -1.0]), tensor([3.0, 4.0]))
     assert product.tolist() == [6.0, -1.0]
     assert total.tolist() == [5.0, 4.0]
+
+
+def test_a_chain_that_went_astray_is_told_nan_and_no_error():
+    potential = Potential.of(Network())
+    z = potential.initialize(3)
+    z[1] = torch.nan
+    value, _ = potential.value_and_grad(z)
+    assert value.isnan().tolist() == [False, True, False]
+    assert trace(potential.value_and_grad, (z,)).name == "graph"
+
+
+def test_distributions_are_validated_again_afterwards():
+    potential = Potential.of(Network())
+    potential.value_and_grad(potential.initialize(3))
+    with pytest.raises(ValueError, match="within the support"):
+        dist.Normal(0.0, 1.0).expand([2]).log_prob(tensor([torch.nan, 0.0]))

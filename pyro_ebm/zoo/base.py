@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -32,6 +31,7 @@ from typing_extensions import Self
 from ..energies.base import Energy
 from ..mcmc import MCMC
 from ..restoring import denoise, inpaint
+from ..validation import unvalidated
 from .saving import read_file, write_file
 from .settings import arguments_of
 
@@ -301,7 +301,7 @@ class Density(Energy):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         rows = x.reshape(-1, *self.event_shape)
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        with pyro.validation_enabled(False):  # where a chain would go astray it is to be told nan
+        with unvalidated():  # where a chain would go astray it is to be told nan
             return -self.log_density(rows).reshape(batch)
 
 
