@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from .arguments import check_positive
@@ -107,6 +107,14 @@ class Boltzmann(dist.TorchDistribution):
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
         if self._validate_args and isinstance(temperature, Tensor):
             _check_temperatures(temperature)
+
+    def __repr__(self) -> str:
+        energy = type(self.energy) if isinstance(self.energy, nn.Module) else self.energy
+        parts = [getattr(energy, "__name__", type(energy).__name__)]
+        parts += [f"batch_shape={tuple(self.batch_shape)}"] if self.batch_shape else []
+        parts += [f"event_shape={tuple(self.event_shape)}"]
+        parts += [] if _is_one(self.temperature) else [f"temperature={self.temperature}"]
+        return f"Boltzmann({', '.join(parts)})"
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:

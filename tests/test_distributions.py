@@ -223,6 +223,15 @@ def test_approximate_draws_keep_a_condition_per_place_in_the_batch():
     assert_close(draws.mean(0), loc, draws.std(0) / 300**0.5)
 
 
+def test_says_what_it_is_the_law_of():
+    def pull(x):
+        return x.square().sum(-1)
+
+    assert repr(ebm.Boltzmann(MLP((2,)))) == "Boltzmann(MLP, event_shape=(2,))"
+    warm = ebm.Boltzmann(pull, event_shape=(3,), temperature=2.0).expand([4])
+    assert repr(warm) == "Boltzmann(pull, batch_shape=(4,), event_shape=(3,), temperature=2.0)"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -246,6 +246,8 @@ def test_independent_bits_are_restored_by_bayes():
     q = model.loc[1].item()
     assert (filled[:, 0] == 1).all()
     assert abs(filled[:, 1].mean() - q) < 5 * math.sqrt(q * (1 - q) / 5000)
+    with pytest.raises(ValueError, match=r"booleans of shape \(2,\), the same for all points"):
+        model.inpaint(y.expand(3, 2), tensor([[True, False]]).expand(3, 2))
 
 
 def test_model_without_a_density_says_so():

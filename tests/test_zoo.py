@@ -132,6 +132,10 @@ def test_bad_settings_are_refused():
         Training(num_steps=0)
     with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
         VAE((2,), latent_dim=0)
+    with pytest.raises(
+        ValueError, match=r"energy must be a pyro_ebm\.energies\.Energy.* got tuple"
+    ):
+        EBM((2,))
 
 
 def test_model_without_a_score_says_so():

@@ -401,7 +401,8 @@ def check_energy(
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"energy must map x of shape {tuple(x.shape)} to shape {tuple(x.shape[:1])}, one "
-            f"number of nats per point, got {got}; a trailing dimension of one needs squeeze(-1)"
+            f"number of nats per point, got {got}: sum over the dimensions of one point alone, "
+            "as in x.square().sum(-1); a trailing dimension of one needs squeeze(-1)"
         )
     if value.dtype != x.dtype or value.device != x.device:
         raise ValueError(

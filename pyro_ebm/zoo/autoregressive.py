@@ -16,7 +16,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from ..objectives.base import no_guide
-from .base import Density, Generative, Likelihood, check_binary, check_data
+from .base import Density, Generative, Likelihood, check_binary, check_data, check_known
 from .training import Training, train
 
 
@@ -149,6 +149,7 @@ class Autoregressive(Generative):
         """Draws unknown coordinates, exactly where all known ones come before them."""
         self.check_fitted()
         check_data("x", x, self.event_shape)
+        check_known(known, self.event_shape)
         num_known = int(known.sum())
         if not bool(known.flatten()[:num_known].all()):
             return super().inpaint(x, known, num_draws, warmup_steps)

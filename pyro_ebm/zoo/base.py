@@ -17,7 +17,15 @@ Numbers of unlike kinds are never ranked together.
 
 from __future__ import annotations
 
-__all__ = ["Density", "Generative", "Kind", "Likelihood", "check_binary", "check_data"]
+__all__ = [
+    "Density",
+    "Generative",
+    "Kind",
+    "Likelihood",
+    "check_binary",
+    "check_data",
+    "check_known",
+]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -159,10 +167,12 @@ class Generative(nn.Module, ABC):
             Whole points, with shape ``(num_draws, n, *event)``.
 
         Raises:
+            ValueError: If ``known`` is not a boolean for each coordinate of one point.
             NotImplementedError: If the model can neither.
         """
         energy = self._needed_energy("inpaint")
         check_data("x", x, self.event_shape)
+        check_known(known, self.event_shape)
         shape, chains = energy.event_shape, self.mcmc
         start = self.sample(len(x))
         self.mcmc = chains  # those of samples that somebody asked for
@@ -325,6 +335,24 @@ def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
     bad = int((~x.isfinite()).flatten(1).any(-1).sum())
     if bad:
         raise ValueError(f"{name} must be finite, but {bad} of {len(x)} rows are not; drop them")
+
+
+def check_known(known: Tensor, event_shape: Sequence[int]) -> None:
+    """Checks what says which coordinates are known.
+
+    Args:
+        known: What says it.
+        event_shape: The shape of one point.
+
+    Raises:
+        ValueError: If it is not a boolean for each coordinate of one point.
+    """
+    if known.dtype != torch.bool or known.shape != torch.Size(event_shape):
+        raise ValueError(
+            f"known must hold booleans of shape {tuple(event_shape)}, the same for all points, "
+            f"got {known.dtype} of shape {tuple(known.shape)}: restore points that are known in "
+            "different places in groups"
+        )
 
 
 def check_binary(name: str, x: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..energies.conditional import check_noise
-from .base import Generative, Likelihood, check_binary, check_data
+from .base import Generative, Likelihood, check_binary, check_data, check_known
 from .gaussian_evidence import fill, unblur
 
 
@@ -82,6 +82,7 @@ class Independent(Generative):
         """Draws unknown coordinates, of which the known say nothing."""
         self.check_fitted()
         check_data("x", x, self.event_shape)
+        check_known(known, self.event_shape)
         return torch.where(known, x, self.law.sample((num_draws, len(x))).to(x))
 
     @torch.no_grad()
@@ -182,6 +183,7 @@ class GaussianMixture(Generative):
         """Draws unknown coordinates given the known, exactly."""
         self.check_fitted()
         check_data("x", x, self.event_shape)
+        check_known(known, self.event_shape)
         draws = fill(self.law, x.flatten(1), known.flatten(), num_draws)
         return draws.to(x).reshape(num_draws, *x.shape)
 

@@ -66,6 +66,9 @@ class EBM(Generative):
         warmup_steps: For how many steps chains that draw adapt step size and metric.
         num_draws: For how many steps they go on after that; these are kept in ``mcmc``.
 
+    Raises:
+        ValueError: If ``energy`` is no :class:`~pyro_ebm.energies.Energy`.
+
     Example:
         >>> import pyro_ebm as ebm
         >>> energy = ebm.energies.MLP(event_shape=(2,), hidden_sizes=(16,))
@@ -83,6 +86,12 @@ class EBM(Generative):
         warmup_steps: int = 200,
         num_draws: int = 200,
     ) -> None:
+        if not isinstance(energy, Energy):
+            raise ValueError(
+                "energy must be a pyro_ebm.energies.Energy, which is saved with the model and "
+                f"knows its event_shape, got {type(energy).__name__}: subclass Energy around a "
+                "network of your own, or begin with EBM.for_plane(x) or EBM.for_table(x)"
+            )
         super().__init__(energy.event_shape)
         self.energy = energy
         self.objective = (
