@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 __all__ = [
+    "Imputing",
     "Plate",
     "check_latents",
     "check_plates",
     "discrete_latents",
+    "imputed_latents",
     "subsampled_plates",
     "uniform_in_support",
 ]
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -89,6 +93,61 @@ def check_latents(nodes: Iterable[dict], subsampled: set[str]) -> None:
                 f"latent '{site['name']}' is within the subsampled plate '{plate}', so that every "
                 "minibatch would have others: marginalise it, or remove subsample_size"
             )
+
+
+_SHOWN, _HIDDEN = "_observed", "_unobserved"
+
+
+def imputed_latents(nodes: Mapping) -> set[str]:
+    """Finds the latents that ``obs_mask`` makes, and warns of others that are masked.
+
+    Args:
+        nodes: The nodes of a trace of the model, by name.
+
+    Returns:
+        The names of the sites that were observed in part.
+    """
+    found = set()
+    for name, site in nodes.items():
+        mask = site.get("mask")
+        if site["type"] != "sample" or site["is_observed"] or not isinstance(mask, Tensor):
+            continue
+        base = name.removesuffix(_HIDDEN)
+        shown = nodes.get(base + _SHOWN, {}).get("mask")
+        if name.endswith(_HIDDEN) and isinstance(shown, Tensor) and not (shown & mask).any():
+            found.add(base)
+            mask = shown | mask
+        if not mask.all():
+            warnings.warn(
+                f"the mask of latent '{name}' takes away the density of {int((~mask).sum())} of "
+                f"its {mask.numel()} values, and chains wander off where nothing else in the "
+                "model holds them: mask what is observed, and leave latents their prior",
+                stacklevel=6,
+            )
+    return found
+
+
+class Imputing(Messenger):
+    """Gives all values of the latents that ``obs_mask`` makes their density.
+
+    Pyro masks such a latent where its other half is observed. Nothing reads it there, and nothing
+    would hold it; with its density it is a draw that nobody asks for.
+
+    Args:
+        names: The sites that were observed in part.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self._shown = {name + _SHOWN for name in names}
+        self._hidden = {name + _HIDDEN for name in names}
+        self._mask: Tensor | None = None
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self._shown:
+            self._mask = msg["mask"]
+        elif msg["name"] in self._hidden:  # which Pyro samples right after the other
+            msg["mask"] = self._mask | msg["mask"]
 
 
 def discrete_latents(nodes: Mapping, names: tuple[str, ...]) -> dict[str, DiscreteTarget]:

@@ -27,10 +27,12 @@ from .discrete import AsIntegers, DiscreteTarget, bijection_of, discrete_target
 from .distributions import Boltzmann
 from .energies.base import check_energy, reference_tensor
 from .latents import (
+    Imputing,
     Plate,
     check_latents,
     check_plates,
     discrete_latents,
+    imputed_latents,
     subsampled_plates,
     uniform_in_support,
 )
@@ -322,6 +324,7 @@ def _of_model(
         known = poutine.trace(started).get_trace(*args, **kwargs).nodes
         nodes = known.values()
         within = discrete_latents(known, discrete)
+        model = Imputing(imputed_latents(known))(model)
         frames = {f for node in nodes for f in node.get("cond_indep_stack", ())}
         nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         plates = subsampled_plates(nodes)

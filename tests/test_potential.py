@@ -64,7 +64,8 @@ class Network(PyroModule):
             pyro.sample("y", dist.Normal(mean, 0.5), obs=x[:, 0].exp())
 
 
-MODELS = [regression, shares, clusters, smooth, Network()]
+Z01 = dist.Normal(0.0, 1.0)
+MODELS = [regression, shares, clusters, smooth]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -240,3 +241,40 @@ def test_distributions_are_validated_again_afterwards():
     potential.value_and_grad(potential.initialize(3))
     with pytest.raises(ValueError, match="within the support"):
         dist.Normal(0.0, 1.0).expand([2]).log_prob(tensor([torch.nan, 0.0]))
+
+
+SHOWN = tensor([True, False, True, True])
+
+
+def test_what_obs_mask_leaves_open_has_its_density_everywhere():
+    """Where it is masked nothing else would hold it, and chains would wander off."""
+    y = tensor([1.0, 9.0, 2.0, 9.0])
+
+    def model():
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4), pyro.poutine.mask(mask=tensor([True, True, True, False])):
+            pyro.sample("y", dist.Normal(m, 2.0), obs=y, obs_mask=SHOWN)
+
+    def by_hand(z):
+        m, u = z[:, :1], z[:, 1:4]
+        observed = dist.Normal(m, 2.0).log_prob(y[[0, 2]]).sum(-1)
+        return -(dist.Normal(m, 2.0).log_prob(u).sum(-1) + observed + Z01.log_prob(m[:, 0]))
+
+    with pytest.warns(UserWarning, match="'y_unobserved' takes away the density of 1 of its 4"):
+        potential = Potential.of(model)
+    z = potential.initialize(5).requires_grad_()
+    value, grad = potential.value_and_grad(z.detach())
+    expected = by_hand(z)
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), z)[0])
+
+
+def test_a_masked_latent_is_warned_of():
+    def model():
+        with pyro.plate("data", 4), pyro.poutine.mask(mask=SHOWN):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.warns(
+        UserWarning, match="mask of latent 'z' takes away the density of 1 of its 4"
+    ):
+        Potential.of(model)
