@@ -8,11 +8,14 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pyro
-import pyro.ops.einsum.torch_log
+import pyro.ops.special
 import torch
 from torch import Tensor
+from torch.distributions import Multinomial
+from torch.distributions.utils import broadcast_all
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .validation import unvalidated
@@ -104,7 +107,7 @@ def _or_else(mapped: Callable[..., Any], one_by_one: Callable[..., Any]) -> Call
 
     def evaluate(*args: Any) -> Any:  # noqa: ANN401
         nonlocal rung
-        with unvalidated(), _mappable_log():
+        with unvalidated(), _mappable():
             try:
                 return rung(*args)
             except RuntimeError as error:
@@ -136,6 +139,14 @@ def _one_by_one(fn: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Values
     return evaluate
 
 
+def _log_prob_of_multinomial(self: Multinomial, value: Tensor) -> Tensor:
+    """What torch's does, without an index by booleans, whose shape depends on their values."""
+    logits, value = broadcast_all(self.logits, value)
+    logits = logits.masked_fill((value == 0) & (logits == -torch.inf), 0)
+    arrangements = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+    return arrangements + (logits * value).sum(-1)
+
+
 class _SafeLog(torch.autograd.Function):
     """The logarithm of Pyro's enumeration, bounded in gradient, in a form that vmap accepts."""
 
@@ -158,10 +169,10 @@ class _SafeLog(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def _mappable_log() -> Iterator[None]:
-    original = pyro.ops.einsum.torch_log.safe_log
-    pyro.ops.einsum.torch_log.safe_log = _SafeLog.apply
-    try:
+def _mappable() -> Iterator[None]:
+    """Has Pyro and torch evaluate in a form that vmap accepts."""
+    with (
+        mock.patch.object(pyro.ops.special, "_SafeLog", _SafeLog),
+        mock.patch.object(Multinomial, "log_prob", _log_prob_of_multinomial),
+    ):
         yield
-    finally:
-        pyro.ops.einsum.torch_log.safe_log = original

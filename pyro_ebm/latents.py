@@ -7,6 +7,7 @@ __all__ = [
     "Plate",
     "check_latents",
     "check_plates",
+    "check_supports",
     "discrete_latents",
     "imputed_latents",
     "subsampled_plates",
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from .discrete import DiscreteTarget, discrete_site
+from .distributions import base_distribution
 
 
 class Plate(NamedTuple):
@@ -93,6 +96,48 @@ def check_latents(nodes: Iterable[dict], subsampled: set[str]) -> None:
                 f"latent '{site['name']}' is within the subsampled plate '{plate}', so that every "
                 "minibatch would have others: marginalise it, or remove subsample_size"
             )
+
+
+def check_supports(nodes: Mapping, again: Mapping) -> None:
+    """Checks that the supports of latents are fixed, and warns of those that have no end.
+
+    Args:
+        nodes: The nodes of a trace of the model, by name.
+        again: Those of another, with other values of the latents.
+
+    Raises:
+        ValueError: If a support differs.
+    """
+    for name, site in nodes.items():
+        other = again.get(name)
+        if site["type"] != "sample" or site["is_observed"] or other is None:
+            continue
+        if poutine.util.site_is_subsample(site):
+            continue
+        if site["fn"].has_enumerate_support or discrete_site(site["fn"]) is not None:
+            continue
+        here, there = _middle(site["fn"]), _middle(other["fn"])
+        if here.shape == there.shape and not torch.equal(here, there):
+            raise ValueError(
+                f"the support of latent '{name}' depends on other latents, but chains move on one "
+                "that is fixed: sample on a fixed support and make the value of it, as in "
+                f"u = pyro.sample('u', dist.Uniform(0, 1)), then pyro.deterministic('{name}', "
+                "low + (high - low) * u)"
+            )
+        if isinstance(base_distribution(site["fn"]), dist.VonMises):
+            warnings.warn(
+                f"latent '{name}' is an angle on the whole line, where its density comes again "
+                "every 2 pi and is no law: chains wander from turn to turn, and no mean or R-hat "
+                "of theirs says anything. Sample an energy on an interval in its place: "
+                "Boltzmann(energy, event_shape=(), support=constraints.interval(-pi, pi))",
+                stacklevel=6,
+            )
+
+
+def _middle(fn: dist.TorchDistribution) -> Tensor:
+    """The point of the support that corresponds to zero."""
+    bijection = biject_to(fn.support)
+    return bijection(torch.zeros(bijection.inverse_shape(fn.shape())))
 
 
 _SHOWN, _HIDDEN = "_observed", "_unobserved"

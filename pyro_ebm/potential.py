@@ -31,6 +31,7 @@ from .latents import (
     Plate,
     check_latents,
     check_plates,
+    check_supports,
     discrete_latents,
     imputed_latents,
     subsampled_plates,
@@ -122,11 +123,11 @@ class Potential:
 
         Raises:
             ValueError: If there is no target, or more than one, or ``potential_fn`` without
-                ``initial_params``; if the energy breaks its contract; if log Z of a site depends
-                on other latents; if the model has a subsampled plate, unless ``minibatches``, and
-                then still if the plate is sequential, has a latent in it, or a latent is
-                discrete; if ``discrete`` names no discrete latent, or not one that cannot be
-                summed out.
+                ``initial_params``; if the energy breaks its contract; if log Z or the support of
+                a site depends on other latents; if the model has a subsampled plate, unless
+                ``minibatches``, and then still if the plate is sequential, has a latent in it, or
+                a latent is discrete; if ``discrete`` names no discrete latent, or not one that
+                cannot be summed out.
         """
         if (target is None) == (potential_fn is None):
             raise ValueError(
@@ -323,6 +324,8 @@ def _of_model(
         started = InitMessenger(uniform_in_support)(model)
         known = poutine.trace(started).get_trace(*args, **kwargs).nodes
         nodes = known.values()
+        with torch.random.fork_rng(devices=()):
+            check_supports(known, poutine.trace(started).get_trace(*args, **kwargs).nodes)
         within = discrete_latents(known, discrete)
         model = Imputing(imputed_latents(known))(model)
         frames = {f for node in nodes for f in node.get("cond_indep_stack", ())}

@@ -17,6 +17,7 @@ import pyro_ebm as ebm
 from pyro_ebm.diagnostics import bulk_ess
 from pyro_ebm.energies import Gaussian, Laplace
 from pyro_ebm.kernels import HMC, MALA, ULA, ChEES
+from pyro_ebm.kernels.transition import blocks
 
 
 def normal_model(y):
@@ -334,3 +335,18 @@ def test_a_target_alone_is_sampled_by_a_default_kernel(target):
     mcmc.run()
     assert isinstance(mcmc.kernel, ChEES)
     assert_chain_mean(mcmc.get_samples(group_by_chain=True)["x"], 1.5)
+
+
+def test_noise_is_drawn_for_the_same_blocks_on_every_rung():
+    """Else a run in which native code takes over halfway would have other draws by its seed."""
+    asked = []
+
+    class Listening(MALA):
+        def noise(self, state, generator, *num_steps):
+            asked.extend(num_steps)
+            return super().noise(state, generator, *num_steps)
+
+    kernel = Listening(ebm.Boltzmann(Laplace(torch.zeros(2), 1.0)))
+    ebm.MCMC(kernel, 30, 0, num_chains=3, compile=False, disable_progbar=True).run()
+    assert asked == list(blocks(torch.zeros(3, 2), 30))
+    assert len(asked) > 1

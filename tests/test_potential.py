@@ -54,8 +54,9 @@ class Network(PyroModule):
 
     def __init__(self):
         super().__init__()
-        self.layer = PyroModule[torch.nn.Linear](2, 1)
-        self.layer.weight = PyroSample(dist.Normal(0.0, 2.0).expand([1, 2]).to_event(2))
+        self.layer = PyroModule[torch.nn.Linear](2, 1, bias=False, dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64)
+        self.layer.weight = PyroSample(dist.Normal(zero, 2.0).expand([1, 2]).to_event(2))
 
     def forward(self):
         x = torch.linspace(-1.0, 2.0, 8).reshape(4, 2)
@@ -64,12 +65,24 @@ class Network(PyroModule):
             pyro.sample("y", dist.Normal(mean, 0.5), obs=x[:, 0].exp())
 
 
+def counts():
+    shares = pyro.sample("shares", dist.Dirichlet(tensor([1.0, 2.0, 3.0])))
+    pyro.sample("y", dist.Multinomial(9, shares), obs=tensor([0.0, 7.0, 2.0]))
+
+
+def hidden_chain():
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    moves = tensor([[0.9, 0.1], [0.3, 0.7]]).log()
+    law = dist.DiscreteHMM(tensor([0.5, 0.5]).log(), moves, dist.Normal(locs, 1.0))
+    pyro.sample("y", law, obs=tensor([-1.0, 0.2, 2.0, 2.5]))
+
+
 Z01 = dist.Normal(0.0, 1.0)
-MODELS = [regression, shares, clusters, smooth]
+MODELS = [regression, shares, clusters, smooth, counts, hidden_chain, Network()]
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:There is a performance drop")
 def test_equals_pyros_own_potential(model):
     potential = Potential.of(model)
     z = potential.initialize(6)
@@ -278,3 +291,17 @@ def test_a_masked_latent_is_warned_of():
         UserWarning, match="mask of latent 'z' takes away the density of 1 of its 4"
     ):
         Potential.of(model)
+
+
+def test_a_support_that_depends_on_other_latents_is_refused():
+    def model():
+        high = pyro.sample("high", dist.Uniform(0.0, 1.0))
+        pyro.sample("below", dist.Uniform(torch.zeros(()), high))
+
+    with pytest.raises(ValueError, match="the support of latent 'below' depends on other latents"):
+        Potential.of(model)
+
+
+def test_an_angle_on_the_whole_line_is_warned_of():
+    with pytest.warns(UserWarning, match="latent 'a' is an angle on the whole line"):
+        Potential.of(lambda: pyro.sample("a", dist.VonMises(0.5, 2.0)))

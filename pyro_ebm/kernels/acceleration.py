@@ -20,7 +20,7 @@ from ..potential import Potential
 from .adaptation import Adaptation
 from .base import Kernel
 from .recall import recall, remember
-from .transition import Info, State, block_noise, blocks, run
+from .transition import Info, State, block_noise, blocks, run_block
 
 WORTH_TRACING = 100
 """The number of steps below which tracing would take longer than it saves."""
@@ -227,7 +227,7 @@ class Runner:
         generator: torch.Generator,
         adaptation: Adaptation | None,
     ) -> Iterator[tuple[State, History]]:
-        for now, info in run(
+        for now, info in run_block(
             self._kernel, self._potential, state, num_steps, generator, adaptation
         ):
             of_state = (now.z[None], now.potential[None], now.step_size[None])

@@ -16,6 +16,7 @@ __all__ = [
     "noises",
     "normal_like",
     "run",
+    "run_block",
     "seeded_generator",
     "statistics",
     "uniform_like",
@@ -101,12 +102,38 @@ def run(
         The state and what happened, after each step.
     """
     for length in blocks(state.z, num_steps):
-        drawn = block_noise(kernel, state, generator, length, adaptation)
-        for noise in zip(*drawn, strict=True):
-            state, info = kernel.step(potential, state, noise)
-            if adaptation is not None:
-                state = adaptation.update(state, info)
+        steps = run_block(kernel, potential, state, length, generator, adaptation)
+        for state, info in steps:
             yield state, info
+
+
+def run_block(
+    kernel: Kernel,
+    potential: Potential,
+    state: State,
+    num_steps: int,
+    generator: torch.Generator,
+    adaptation: Adaptation | None,
+) -> Iterator[tuple[State, Info]]:
+    """Makes the steps of one block, whose noise is drawn at once.
+
+    Args:
+        kernel: The transition.
+        potential: The target.
+        state: Where the chains begin.
+        num_steps: The number of steps.
+        generator: Where the noise comes from.
+        adaptation: What tunes the state after each step, if anything.
+
+    Yields:
+        The state and what happened, after each step.
+    """
+    drawn = block_noise(kernel, state, generator, num_steps, adaptation)
+    for noise in zip(*drawn, strict=True):
+        state, info = kernel.step(potential, state, noise)
+        if adaptation is not None:
+            state = adaptation.update(state, info)
+        yield state, info
 
 
 def block_noise(
