@@ -22,7 +22,7 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-all mutants doctest lint format docs examples bench bench-discrete bench-learning clean
+.PHONY: help setup demo test test-all mutants doctest lint format docs examples bench bench-discrete bench-evidence bench-learning clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
@@ -71,6 +71,9 @@ bench-learning: $(DEV) .venv-peers/torch/.done  ## how well and how fast energie
 
 bench-discrete: $(DEV) $(PEERS)  ## sweeps of spins and of Boltzmann machines, beside the peers
 	$(PY) -m benchmarks discrete --rounds $(SEEDS)
+
+bench-evidence: $(DEV) $(PEERS)  ## the error of log Z by the number of gradients, beside the peers
+	$(PY) -m benchmarks evidence
 
 clean:  ## remove all that make has made, .venv included
 	rm -rf $(VENV) .venv-peers report build dist docs/_build docs/generated

@@ -6,6 +6,7 @@ import time
 from benchmarks import (
     chains,
     discrete,
+    evidence,
     figure,
     first_draw,
     langevin,
@@ -31,8 +32,11 @@ LEARNING = {"training": training, "learning": learning, "figure": figure}
 """Not part of it either: how energies are learned, and how fast (`make bench-learning`)."""
 DISCRETE = {"discrete": discrete}
 """Nor this: sweeps of spins and of Boltzmann machines (`make bench-discrete`)."""
+EVIDENCE = {"evidence": evidence}
+"""Nor this: the error of log Z against the number of gradients (`make bench-evidence`)."""
 RANKS = {"ranks": ranks}
 """Nor this: two ranks beside one, which takes every core (`python -m benchmarks ranks`)."""
+APART = LEARNING | DISCRETE | EVIDENCE | RANKS
 ONCE = {"chains": chains, "references": make_references}
 """Not part of a run: what they find is kept in files."""
 
@@ -43,12 +47,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="of sampling; rounds of other parts")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
-    for name, part in (PARTS | LEARNING | DISCRETE | RANKS | ONCE).items():
+    for name, part in (PARTS | APART | ONCE).items():
         command = commands.add_parser(name, help=part.__doc__.splitlines()[0])
         part.add_arguments(command)
     args = parser.parse_args()
     if args.part:
-        (PARTS | LEARNING | DISCRETE | RANKS | ONCE)[args.part].main(args)
+        (PARTS | APART | ONCE)[args.part].main(args)
         return
     workers, rounds = ["--workers", str(args.workers)], ["--rounds", str(args.seeds)]
     words = {

@@ -110,6 +110,14 @@ def test_an_rbm_of_digits_has_its_likelihoods():
 # ------------------------------------------------------------------------------- restricted, deep
 
 
+def test_sweeps_run_under_vmap():
+    """Without a warning of a slow fallback, which the tests take for an error."""
+    rbm = RBM(tensor(DIGITS["W"]), tensor(DIGITS["b"]), tensor(DIGITS["c"]))
+    x, uniform = (torch.rand(7, 64) < 0.4).to(rbm.weights), torch.rand(7, *rbm.uniform_shape)
+    one_by_one = torch.func.vmap(rbm.sweep)(x, uniform.to(x))
+    torch.testing.assert_close(one_by_one, rbm.sweep(x, uniform.to(x)), rtol=0, atol=0)
+
+
 def random_rbm():
     return RBM(torch.randn(5, 3), torch.randn(5), torch.randn(3))
 

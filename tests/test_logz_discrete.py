@@ -22,7 +22,7 @@ DIGITS = json.loads((pathlib.Path(__file__).parent / "data" / "rbm_digits.json")
 DIGITS_LOG_Z = 51.31900717
 TEMPERATURE = 1.3
 NUM = 20_000
-WALKERS = [logz.ais, logz.smc, logz.thermodynamic, logz.stepping_stone]
+WALKERS = [logz.ais, logz.smc, logz.thermodynamic, logz.stepping_stone, logz.bridge]
 
 TARGETS = {
     **{name: build for name, build in DISCRETE.items() if "3x3" not in name},
@@ -172,6 +172,25 @@ def test_estimators_are_right_within_their_error(name, estimator):
     assert z.num_gradients > 0
 
 
+@pytest.mark.parametrize("name", ["ising with a field", "chain", "plain spins"])
+def test_importance_is_right_within_its_error_where_weights_tie(name):
+    target, exact = LARGER[name]()
+    pyro.set_rng_seed(12)
+    z = logz.importance(target)
+    assert z.k_hat <= 0.7
+    assert_close(z.value, exact, z.std_error)
+    assert z.std_error < 0.1
+    assert z.lower < exact < z.upper
+
+
+def test_importance_says_where_independent_sites_are_too_far():
+    target = Boltzmann(Ising((8, 8), 0.44))
+    pyro.set_rng_seed(13)
+    with pytest.warns(UserWarning, match="Give draws of the target .* or use pyro_ebm.logz.ais"):
+        z = logz.importance(target)
+    assert z.lower < 60.076307527215
+
+
 def test_critical_torus():
     pyro.set_rng_seed(2)
     z = logz.ais(Boltzmann(Ising((8, 8), 0.44)), num_chains=128)
@@ -275,6 +294,9 @@ WRONG = {
     ),
     r"draws must have shape \(n, \*event\)": lambda: logz.plan(
         Boltzmann(Ising((3, 3), 0.2)), draws=torch.ones(5, 9)
+    ),
+    "support .* must be continuous: a flow": lambda: logz.flow(
+        Boltzmann(Ising((3, 3), 0.2)), torch.ones(200, 3, 3)
     ),
     "must be booleans, spins": lambda: logz.smc(
         Boltzmann(lambda x: x, event_shape=(), support=constraints.nonnegative_integer)

@@ -164,4 +164,4 @@ def draw_booleans(log_odds: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         Zeros and ones, with the dtype of ``log_odds``.
     """
-    return log_odds.sigmoid().add_(uniform).ge_(1)
+    return log_odds.sigmoid().add_(uniform).ge(1).to(log_odds.dtype)

@@ -61,7 +61,8 @@ def flow(
         The law, with parameters that no longer learn.
 
     Raises:
-        ValueError: If there are fewer than 100 draws, or their shape is not that of the event.
+        ValueError: If the support is discrete, there are fewer than 100 draws, or their shape is
+            not that of the event.
 
     Example:
         >>> import pyro, pyro_ebm as ebm
@@ -75,6 +76,11 @@ def flow(
         raise ValueError(
             "draws must have shape (n, *event), with 100 draws or more and event "
             f"{tuple(boltzmann.event_shape)}, got {tuple(draws.shape)}"
+        )
+    if boltzmann.support.is_discrete:
+        raise ValueError(
+            f"support {boltzmann.support} must be continuous: a flow bends densities. Give draws= "
+            "to pyro_ebm.logz.plan, which fits independent sites to them"
         )
     bijection = biject_to(boltzmann.support)
     like = reference_tensor(boltzmann.energy)

@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = ["held_out"]
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,27 +16,32 @@ from ..metrics.base import Estimate
 from .base import LogZ
 
 
-def held_out(boltzmann: Boltzmann, x: Tensor, log_z: LogZ) -> Estimate:
+def held_out(boltzmann: Boltzmann, x: Tensor, log_z: LogZ | Sequence[LogZ]) -> Estimate:
     r"""Averages the log-likelihood of points that the energy was not trained on.
 
-    .. math:: \bar\ell = -\frac1n \sum_i E(x_i)/T - \log Z, \qquad \mathrm{se}^2 =
-        \frac{s_E^2}{n} + \mathrm{se}^2_{\log Z}
+    .. math:: \bar\ell = -\frac1n \sum_i \left(E(x_i)/T + \log Z_i\right), \qquad \mathrm{se}^2 =
+        \frac{s^2}{n} + \sum_z \left(\frac{n_z}{n}\right)^2 \mathrm{se}_z^2
 
-    The first term is the spread of the points, the second moves all of them together. A log Z that
-    is too low, as one-sided estimates are on average, makes the likelihood too high; with
-    ``log_z.upper`` in place of its value it is a bound from below.
+    with s the standard deviation of the terms. The first part is the spread of the points; the
+    second moves all :math:`n_z` points of one estimate of log Z together, and is its error where
+    all have the same. A log Z that is too low, as one-sided estimates are on average, makes the
+    likelihood too high; with ``log_z.upper`` in place of its value it is a bound from below.
+
+    **A conditional energy** E(x; y) has a log Z for each y: give a sequence, with the same object
+    for points with the same y.
 
     Args:
         boltzmann: The distribution.
         x: Independent points, with shape ``(n, *batch, *event)``.
-        log_z: Its log Z, of any estimator; for a batch, that of one of its members, all alike.
+        log_z: The log Z, of any estimator, of all points alike; or a sequence of them, one for
+            each point, or, of a distribution with a batch, for each of its members in order.
 
     Returns:
         The mean log-likelihood in nats per point, with its standard error.
 
     Raises:
-        ValueError: If there are fewer than two points, or their shape is not that of the
-            distribution.
+        ValueError: If there are fewer than two points, their shape is not that of the
+            distribution, or a sequence has another length.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -49,7 +56,18 @@ def held_out(boltzmann: Boltzmann, x: Tensor, log_z: LogZ) -> Estimate:
             f"x must have shape (n, *batch, *event), here (n, {', '.join(map(str, shape))}), with "
             f"two points or more, got {tuple(x.shape)}"
         )
+    each = [log_z] if isinstance(log_z, LogZ) else list(log_z)
+    num_wanted = boltzmann.batch_shape.numel() if boltzmann.batch_shape else len(x)
+    if not isinstance(log_z, LogZ) and len(each) != num_wanted:
+        raise ValueError(
+            f"log_z must be one LogZ, or a sequence of {num_wanted}, one for each "
+            f"{'member of the batch' if boltzmann.batch_shape else 'point'}, got {len(each)}"
+        )
     with torch.no_grad():
-        log_density = boltzmann.log_density(x).double().flatten()
-    spread = log_density.std().item() / math.sqrt(len(log_density))
-    return Estimate(log_density.mean().item() - log_z.value, math.hypot(spread, log_z.std_error))
+        log_density = boltzmann.log_density(x).double().reshape(len(x), -1)
+    values = log_density.new_tensor([one.value for one in each])
+    terms = log_density - (values if boltzmann.batch_shape else values.unsqueeze(-1))
+    spread = terms.std().item() / math.sqrt(terms.numel())
+    counts, errors = Counter(map(id, each)), {id(one): one.std_error for one in each}
+    moved = [counts[key] / len(each) * error for key, error in errors.items()]
+    return Estimate(terms.mean().item(), math.hypot(spread, *moved))

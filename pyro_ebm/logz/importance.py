@@ -13,6 +13,7 @@ from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.transition import seeded_generator
 from .base import LogZ, grouped, log_mean_exp, relative_error, weight_ess
+from .discrete import DiscretePath
 from .pareto import smoothed
 from .plan import Plan, as_plan
 
@@ -85,10 +86,15 @@ def importance(
         k_hat,
     )
     if not k_hat <= RELIABLE:
+        way_out = (
+            "Give draws of the target to pyro_ebm.logz.plan, or use pyro_ebm.logz.ais"
+            if isinstance(made.path, DiscretePath)
+            else "Learn the base (pyro_ebm.logz.flow), or use pyro_ebm.logz.smc"
+        )
         warnings.warn(
             f"the weights have a tail of shape k_hat = {k_hat:.2f}, above {RELIABLE}: log Z = "
             f"{found.value:.3f} ± {found.std_error:.3f}, of {found.ess:.0f} effective draws, is "
-            "not to be trusted. Learn the base (pyro_ebm.logz.flow), or use pyro_ebm.logz.smc",
+            f"not to be trusted. {way_out}",
             UserWarning,
             stacklevel=2,
         )

@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+FEWEST = 5
+"""The weights that a tail has to have."""
 PRIOR_WEIGHT, PRIOR_SHAPE = 10.0, 0.5
 """The weakly informative prior of the shape: as that many weights of that shape."""
 
@@ -24,8 +26,9 @@ PRIOR_WEIGHT, PRIOR_SHAPE = 10.0, 0.5
 def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
     r"""Replaces the largest weights by the quantiles of the Pareto law that fits them.
 
-    They are as many as a fifth of all or :math:`3 \sqrt n`, whichever is less, and none becomes
-    larger than the largest was.
+    They are as many as a fifth of all or :math:`3 \sqrt n`, whichever is less, without those that
+    are equal to the next in order, as in a discrete space. None becomes larger than the largest
+    was.
 
     References:
         | Pareto smoothed importance sampling (Vehtari, Simpson, Gelman, Yao and Gabry, 2024),
@@ -36,7 +39,8 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
 
     Returns:
         The logs of the smoothed weights, in their places, and the shape k: infinite if the tail
-        cannot be fitted, minus infinity if all of it is equal, as in a small discrete space.
+        cannot be fitted or has fewer than five weights, minus infinity if all of it is equal, as
+        in a small discrete space.
 
     Example:
         >>> log_weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
@@ -50,6 +54,9 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
     most, cut = ordered[-1], ordered[-num_tail - 1]
     if cut == most:
         return log_weights.double(), -math.inf
+    num_tail = int((ordered > cut).sum())
+    if num_tail < FEWEST:
+        return log_weights.double(), math.inf
     tail = (ordered[-num_tail:] - most).exp() - (cut - most).exp()
     if not bool(cut.isfinite() & (tail > 0).all()):
         return log_weights.double(), math.inf
