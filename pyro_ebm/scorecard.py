@@ -68,6 +68,10 @@ class Row:
     """How many passes of one point through the networks training took, as they were counted."""
     sample_seconds: float | None = None
     """The seconds that 1,000 samples take."""
+    train_memory: float | None = None
+    """The most memory that training held beyond what was held before it, in MB."""
+    sample_memory: float | None = None
+    """The same of drawing all samples."""
     num_evaluations: int | None = None
     """How often a network is evaluated for one sample, where the model says so."""
     num_parameters: int | None = None
@@ -142,8 +146,8 @@ ESTIMATES = (
 """The fields of a row that come with a standard error."""
 
 COUNTS = (
-    "modes_found", "train_seconds", "train_passes", "sample_seconds", "num_evaluations",
-    "num_parameters",
+    "modes_found", "train_seconds", "train_passes", "train_memory", "sample_seconds",
+    "sample_memory", "num_evaluations", "num_parameters",
 )  # fmt: skip
 """Its fields that are numbers alone."""
 
@@ -164,7 +168,9 @@ _COUNTED = {
     "modes": "modes_found",
     "train (s)": "train_seconds",
     "train passes": "train_passes",
+    "train (MB)": "train_memory",
     "s / 1,000": "sample_seconds",
+    "sample (MB)": "sample_memory",
     "evaluations": "num_evaluations",
     "parameters": "num_parameters",
 }
@@ -299,7 +305,8 @@ _ALWAYS = ("model", "log p (nats)", "kind")
 
 _ORDER = (
     "model", "log", "kind", "KL", "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall",
-    "copying", "inpainting", "denoising", "AUROC", "train", "s", "evaluations", "parameters",
+    "copying", "inpainting", "denoising", "AUROC", "train", "s", "sample", "evaluations",
+    "parameters",
 )  # fmt: skip
 """The first words of the columns, from left to right."""
 

@@ -22,6 +22,7 @@ from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sl
 from ..scorecard import Row
 from ..zoo.base import Generative
 from .fitted import Fitted
+from .memory import PeakMemory
 from .passes import Passes
 
 REFERENCE = "(train data)"
@@ -120,10 +121,11 @@ class Bench:
 
     def _fit(self, row: Row, model: Generative, progress: bool) -> None:
         if not model.is_fitted:
-            began = time.perf_counter()
-            with Passes(model) as passes:
+            with PeakMemory(model) as memory, Passes(model) as passes:
+                began = time.perf_counter()
                 model.fit(self.train, progress=progress)
-            row.train_seconds = time.perf_counter() - began
+                row.train_seconds = time.perf_counter() - began
+            row.train_memory = _measured(row, memory)
             if not getattr(getattr(model, "objective", None), "compile", False):
                 row.train_passes = passes.count  # native code passes by what counts
             self.kept.save(row, self.seed, model)
@@ -146,9 +148,11 @@ class Bench:
             )
 
     def _samples(self, row: Row, model: Generative, num_samples: int) -> None:
-        began = time.perf_counter()
-        self.samples = model.sample(num_samples)
-        row.sample_seconds = (time.perf_counter() - began) * 1000 / num_samples
+        with PeakMemory(model) as memory:
+            began = time.perf_counter()
+            self.samples = model.sample(num_samples)
+            row.sample_seconds = (time.perf_counter() - began) * 1000 / num_samples
+        row.sample_memory = _measured(row, memory)
         self.against_data(row, self.samples)
         row.copying = data_copying(self.samples, self.train, self.test)
 
@@ -219,6 +223,14 @@ def first_half(event_shape: Sequence[int]) -> Tensor | None:
         return None
     first = torch.arange(size) < (size + 1) // 2
     return (first.unsqueeze(-1) if len(event_shape) > 1 else first).expand(event_shape)
+
+
+def _measured(row: Row, memory: PeakMemory) -> float | None:
+    """Returns the peak of memory; of one that was not measured, the row says why, once."""
+    note = f"no peak of memory: {memory.reason}"
+    if memory.reason is not None and note not in row.notes:
+        row.notes.append(note)
+    return memory.peak
 
 
 def _mean(values: Tensor) -> Estimate:

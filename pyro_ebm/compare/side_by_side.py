@@ -58,6 +58,10 @@ CAVEATS = [
     "as they happened, those of chains too; the way back of a gradient is not counted apart.",
     "Evaluations: how often a network is evaluated for one sample, where the model says so. "
     "Seconds depend on the machine and on what else it did.",
+    "MB: the most memory that training, or drawing all samples at once, held beyond what was held "
+    "before it: by the peak of the process, or by what torch allocated on a CUDA device. A few MB "
+    "are code that is loaded at its first use, by whatever model comes first; like seconds they "
+    "depend on the machine.",
     "– stands where there is nothing to measure: a model without a likelihood, a baseline without "
     "training. What failed is named below the table.",
 ]
