@@ -61,6 +61,9 @@ class Row:
     """The squared error of half of each held-out point, restored from the other half."""
     denoising: Estimate | None = None
     """The squared error of held-out points restored from noisy readings."""
+    composition: Estimate | None = None
+    """The energy distance of the product of two such models, of a part of the law each, from the
+    product that is known, in units of x."""
     auroc: dict[str, Estimate] = field(default_factory=dict)
     """By set, how well typicality tells held-out data from out-of-distribution data."""
     train_seconds: float | None = None
@@ -141,7 +144,7 @@ class Row:
 
 ESTIMATES = (
     "log_prob", "kl", "mode_error", "mmd", "energy_distance", "wasserstein", "c2st", "precision",
-    "recall", "copying", "inpainting", "denoising",
+    "recall", "copying", "inpainting", "denoising", "composition",
 )  # fmt: skip
 """The fields of a row that come with a standard error."""
 
@@ -161,6 +164,7 @@ _TITLES = {
     "copying": "copying",
     "inpainting": "inpainting",
     "denoising": "denoising",
+    "composition": "composition",
 }
 """Columns of the table, and the fields that they show."""
 
@@ -305,8 +309,8 @@ _ALWAYS = ("model", "log p (nats)", "kind")
 
 _ORDER = (
     "model", "log", "kind", "KL", "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall",
-    "copying", "inpainting", "denoising", "AUROC", "train", "s", "sample", "evaluations",
-    "parameters",
+    "copying", "inpainting", "denoising", "composition", "AUROC", "train", "s", "sample",
+    "evaluations", "parameters",
 )  # fmt: skip
 """The first words of the columns, from left to right."""
 

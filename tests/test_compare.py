@@ -421,6 +421,7 @@ def test_infinite_numbers_survive_saving(tmp_path):
         ({"ood": {"far": torch.randn(50, 3)}}, r"far must have shape"),
         ({"train": torch.full((50, 2), torch.nan)}, "train must be finite"),
         ({"num_samples": 3}, "num_samples must be at least 5, got 3"),
+        ({"composition": True}, "composition=True needs the law"),
         ({"num_seeds": 0}, "num_seeds must be at least 1, got 0"),
         ({"num_seeds": 2}, r"num_seeds=2 .* 'a' is a Normal .* lambda"),
     ],

@@ -21,6 +21,7 @@ from ..metrics.restoration import restoration_error
 from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
 from ..scorecard import Row
 from ..zoo.base import Generative
+from .composing import Parts, composition
 from .fitted import Fitted
 from .memory import PeakMemory
 from .passes import Passes
@@ -50,6 +51,7 @@ class Bench:
         bandwidth: The bandwidth of the maximum mean discrepancy.
         seed: The seed of every stage.
         kept: Where fitted models are kept, and read in place of fitting.
+        parts: Two parts of the law, where models are to be composed.
 
     Example:
         >>> x = torch.randn(60, 2)
@@ -69,10 +71,11 @@ class Bench:
         bandwidth: float,
         seed: int,
         kept: Fitted | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.kept = Fitted(None) if kept is None else kept
         self.train, self.test, self.ood, self.law = train, test, ood, law
-        self.bandwidth, self.seed = bandwidth, seed
+        self.bandwidth, self.seed, self.parts = bandwidth, seed, parts
         self.is_binary = bool(((train == 0) | (train == 1)).all())
         self.noise = FLIPPED if self.is_binary else BLUR * train.var(0).mean().sqrt().item()
 
@@ -98,6 +101,7 @@ class Bench:
             "typicality": functools.partial(self._typicality, row, self.model),
             "inpainting": functools.partial(self._inpainting, row, self.model),
             "denoising": functools.partial(self._denoising, row, self.model),
+            "composition": functools.partial(self._composition, row, self.model, source, progress),
         }.items():
             self._stage(row, stage, work)
         return row
@@ -161,6 +165,8 @@ class Bench:
         row = Row(REFERENCE)
         some = self.seeded(lambda: self.train[torch.randperm(len(self.train))[:num_samples]])
         self.against_data(row, some)
+        if self.parts is not None:
+            row.composition = energy_distance(self.parts.again, self.parts.product)
         return row
 
     def against_data(self, row: Row, samples: Tensor) -> None:
@@ -206,6 +212,29 @@ class Bench:
             row.notes.append(f"no denoising: {reason}")
         else:
             row.denoising = restoration_error(draws, x)
+
+    def _composition(self, row: Row, model: Generative, source: Source, progress: bool) -> None:
+        if self.parts is None:
+            return
+        if model.as_energy() is None:
+            row.notes.append(f"no composition: {type(model).__name__} has no density to multiply")
+        elif isinstance(source, Generative):
+            row.notes.append("no composition: it takes two more models, and a function makes them")
+        else:
+            both = [
+                self.seeded(functools.partial(self._part, f"{row.model} of part {i}", source, x))
+                for i, x in enumerate((self.parts.first, self.parts.second))
+            ]
+            row.composition = composition(*both, self.parts.product)
+
+    def _part(self, name: str, source: Callable[[], Generative], x: Tensor) -> Generative:
+        """Fits a model to a part of the law, or reads the one that was kept."""
+        part = Row(name)
+        model = self.kept.load(part, self.seed)
+        if model is None:
+            model = source().fit(x, progress=False)
+            self.kept.save(part, self.seed, model)
+        return model
 
 
 def first_half(event_shape: Sequence[int]) -> Tensor | None:
