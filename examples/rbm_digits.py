@@ -4,6 +4,7 @@ An RBM of 64 pixels and 10 hidden units learns by persistent contrastive diverge
 are Gibbs sweeps, through Pyro's SVI; scikit-learn's learns for as many epochs. The sum over hidden
 units is short, so that log Z and the log-likelihood of held-out images are exact. A deep Boltzmann
 machine of layers 64-10-10 learns in the same way from images that sweeps complete by hidden units.
+Two RBMs stand beside variational autoencoders of as many parameters, and their bound on log p.
 
     python examples/rbm_digits.py --out report/
 """
@@ -17,7 +18,7 @@ from pyro.infer import SVI
 
 import pyro_ebm as ebm
 from pyro_ebm.energies import DBM, RBM
-from pyro_ebm.zoo import Training
+from pyro_ebm.zoo import VAE, Training
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", default="report/", help="where to save the picture")
@@ -43,6 +44,7 @@ def fit(energy, complete=lambda v: v):
         complete: From images to points of the energy.
     """
     pyro.set_rng_seed(0)
+    pyro.clear_param_store()  # what another machine learned under the same names
     kernel = ebm.kernels.Gibbs(num_sweeps=5)
     objective = ebm.objectives.PersistentCD(kernel, num_chains=256)
 
@@ -93,6 +95,26 @@ for rate in (0.01, 0.03, 0.1):
     found = judge(f"scikit-learn's, rate {rate}", lambda v, e=other: -e(v), other.log_z())
     theirs = max(theirs, found)
 
+
+def rival(latent_dim, num_hidden):
+    """Fits a variational autoencoder, and prints its importance-weighted bound."""
+    pyro.set_rng_seed(0)
+    plan = Training(PLAN.num_steps, lr=5e-3)
+    vae = VAE((64,), latent_dim, (num_hidden,), plan, num_importance=1000, binary=True)
+    vae.fit(train, progress=False)
+    name = f"VAE, {vae.num_parameters} parameters, bound"
+    return judge(name, lambda v: vae.log_prob(v).value, 0.0)
+
+
+small = rival(2, 5)
+wide = RBM.initial(64, 64, train)
+fit(wide)
+bracket = ebm.logz.ais(ebm.Boltzmann(wide))
+num_parameters = sum(p.numel() for p in wide.parameters())
+best = judge(f"RBM, {num_parameters} parameters", lambda v: -wide(v), bracket.value)
+print(f"by {bracket}")
+large = rival(8, 27)
+
 dbm = DBM.initial([64, 10, 10], std=0.1)
 dbm.bias_0.data = rbm.initial(64, 1, train).visible_bias.data
 
@@ -137,4 +159,6 @@ panels = {
 Path(args.out).mkdir(parents=True, exist_ok=True)
 ebm.plotting.sample_grids(panels).savefig(Path(args.out) / "rbm_digits.png")
 assert ours > theirs
+assert args.smoke or ours > small
+assert args.smoke or best + bracket.value - bracket.upper > large
 assert args.smoke or abs(ours + 19.03) < 0.5

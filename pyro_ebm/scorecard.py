@@ -61,6 +61,9 @@ class Row:
     """The squared error of half of each held-out point, restored from the other half."""
     denoising: Estimate | None = None
     """The squared error of held-out points restored from noisy readings."""
+    composition: Estimate | None = None
+    """The energy distance of the product of two such models, of a part of the law each, from the
+    product that is known, in units of x."""
     auroc: dict[str, Estimate] = field(default_factory=dict)
     """By set, how well typicality tells held-out data from out-of-distribution data."""
     train_seconds: float | None = None
@@ -68,6 +71,10 @@ class Row:
     """How many passes of one point through the networks training took, as they were counted."""
     sample_seconds: float | None = None
     """The seconds that 1,000 samples take."""
+    train_memory: float | None = None
+    """The most memory that training held beyond what was held before it, in MB."""
+    sample_memory: float | None = None
+    """The same of drawing all samples."""
     num_evaluations: int | None = None
     """How often a network is evaluated for one sample, where the model says so."""
     num_parameters: int | None = None
@@ -137,13 +144,13 @@ class Row:
 
 ESTIMATES = (
     "log_prob", "kl", "mode_error", "mmd", "energy_distance", "wasserstein", "c2st", "precision",
-    "recall", "copying", "inpainting", "denoising",
+    "recall", "copying", "inpainting", "denoising", "composition",
 )  # fmt: skip
 """The fields of a row that come with a standard error."""
 
 COUNTS = (
-    "modes_found", "train_seconds", "train_passes", "sample_seconds", "num_evaluations",
-    "num_parameters",
+    "modes_found", "train_seconds", "train_passes", "train_memory", "sample_seconds",
+    "sample_memory", "num_evaluations", "num_parameters",
 )  # fmt: skip
 """Its fields that are numbers alone."""
 
@@ -157,6 +164,7 @@ _TITLES = {
     "copying": "copying",
     "inpainting": "inpainting",
     "denoising": "denoising",
+    "composition": "composition",
 }
 """Columns of the table, and the fields that they show."""
 
@@ -164,7 +172,9 @@ _COUNTED = {
     "modes": "modes_found",
     "train (s)": "train_seconds",
     "train passes": "train_passes",
+    "train (MB)": "train_memory",
     "s / 1,000": "sample_seconds",
+    "sample (MB)": "sample_memory",
     "evaluations": "num_evaluations",
     "parameters": "num_parameters",
 }
@@ -299,7 +309,8 @@ _ALWAYS = ("model", "log p (nats)", "kind")
 
 _ORDER = (
     "model", "log", "kind", "KL", "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall",
-    "copying", "inpainting", "denoising", "AUROC", "train", "s", "evaluations", "parameters",
+    "copying", "inpainting", "denoising", "composition", "AUROC", "train", "s", "sample",
+    "evaluations", "parameters",
 )  # fmt: skip
 """The first words of the columns, from left to right."""
 

@@ -38,7 +38,8 @@ def run(
         source: The name of the data, or the path of a ``.npy`` file.
         names: The names of the models; all that serve the data unless given. One that does not
             has a row that says so.
-        quick: Whether to train for about a quarter of the time.
+        quick: Whether to train for about a quarter of the time, and not to compose models, which
+            takes two more of each.
         seed: The seed of everything.
         num_seeds: From how many seeds to train, this one and those after it; data and split stay.
         progress: Whether to show progress bars.
@@ -79,6 +80,7 @@ def run(
         data.test,
         ood=data.ood,
         law=data.law,
+        composition=data.law is not None and not quick,
         seed=seed,
         num_seeds=num_seeds,
         progress=progress,

@@ -21,7 +21,9 @@ from ..metrics.restoration import restoration_error
 from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
 from ..scorecard import Row
 from ..zoo.base import Generative
+from .composing import Parts, composition
 from .fitted import Fitted
+from .memory import PeakMemory
 from .passes import Passes
 
 REFERENCE = "(train data)"
@@ -49,6 +51,7 @@ class Bench:
         bandwidth: The bandwidth of the maximum mean discrepancy.
         seed: The seed of every stage.
         kept: Where fitted models are kept, and read in place of fitting.
+        parts: Two parts of the law, where models are to be composed.
 
     Example:
         >>> x = torch.randn(60, 2)
@@ -68,10 +71,11 @@ class Bench:
         bandwidth: float,
         seed: int,
         kept: Fitted | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.kept = Fitted(None) if kept is None else kept
         self.train, self.test, self.ood, self.law = train, test, ood, law
-        self.bandwidth, self.seed = bandwidth, seed
+        self.bandwidth, self.seed, self.parts = bandwidth, seed, parts
         self.is_binary = bool(((train == 0) | (train == 1)).all())
         self.noise = FLIPPED if self.is_binary else BLUR * train.var(0).mean().sqrt().item()
 
@@ -97,6 +101,7 @@ class Bench:
             "typicality": functools.partial(self._typicality, row, self.model),
             "inpainting": functools.partial(self._inpainting, row, self.model),
             "denoising": functools.partial(self._denoising, row, self.model),
+            "composition": functools.partial(self._composition, row, self.model, source, progress),
         }.items():
             self._stage(row, stage, work)
         return row
@@ -120,10 +125,11 @@ class Bench:
 
     def _fit(self, row: Row, model: Generative, progress: bool) -> None:
         if not model.is_fitted:
-            began = time.perf_counter()
-            with Passes(model) as passes:
+            with PeakMemory(model) as memory, Passes(model) as passes:
+                began = time.perf_counter()
                 model.fit(self.train, progress=progress)
-            row.train_seconds = time.perf_counter() - began
+                row.train_seconds = time.perf_counter() - began
+            row.train_memory = _measured(row, memory)
             if not getattr(getattr(model, "objective", None), "compile", False):
                 row.train_passes = passes.count  # native code passes by what counts
             self.kept.save(row, self.seed, model)
@@ -146,9 +152,11 @@ class Bench:
             )
 
     def _samples(self, row: Row, model: Generative, num_samples: int) -> None:
-        began = time.perf_counter()
-        self.samples = model.sample(num_samples)
-        row.sample_seconds = (time.perf_counter() - began) * 1000 / num_samples
+        with PeakMemory(model) as memory:
+            began = time.perf_counter()
+            self.samples = model.sample(num_samples)
+            row.sample_seconds = (time.perf_counter() - began) * 1000 / num_samples
+        row.sample_memory = _measured(row, memory)
         self.against_data(row, self.samples)
         row.copying = data_copying(self.samples, self.train, self.test)
 
@@ -157,6 +165,8 @@ class Bench:
         row = Row(REFERENCE)
         some = self.seeded(lambda: self.train[torch.randperm(len(self.train))[:num_samples]])
         self.against_data(row, some)
+        if self.parts is not None:
+            row.composition = energy_distance(self.parts.again, self.parts.product)
         return row
 
     def against_data(self, row: Row, samples: Tensor) -> None:
@@ -203,6 +213,29 @@ class Bench:
         else:
             row.denoising = restoration_error(draws, x)
 
+    def _composition(self, row: Row, model: Generative, source: Source, progress: bool) -> None:
+        if self.parts is None:
+            return
+        if model.as_energy() is None:
+            row.notes.append(f"no composition: {type(model).__name__} has no density to multiply")
+        elif isinstance(source, Generative):
+            row.notes.append("no composition: it takes two more models, and a function makes them")
+        else:
+            both = [
+                self.seeded(functools.partial(self._part, f"{row.model} of part {i}", source, x))
+                for i, x in enumerate((self.parts.first, self.parts.second))
+            ]
+            row.composition = composition(*both, self.parts.product)
+
+    def _part(self, name: str, source: Callable[[], Generative], x: Tensor) -> Generative:
+        """Fits a model to a part of the law, or reads the one that was kept."""
+        part = Row(name)
+        model = self.kept.load(part, self.seed)
+        if model is None:
+            model = source().fit(x, progress=False)
+            self.kept.save(part, self.seed, model)
+        return model
+
 
 def first_half(event_shape: Sequence[int]) -> Tensor | None:
     """Marks the first half of the columns of a table, or of the rows of an image.
@@ -219,6 +252,14 @@ def first_half(event_shape: Sequence[int]) -> Tensor | None:
         return None
     first = torch.arange(size) < (size + 1) // 2
     return (first.unsqueeze(-1) if len(event_shape) > 1 else first).expand(event_shape)
+
+
+def _measured(row: Row, memory: PeakMemory) -> float | None:
+    """Returns the peak of memory; of one that was not measured, the row says why, once."""
+    note = f"no peak of memory: {memory.reason}"
+    if memory.reason is not None and note not in row.notes:
+        row.notes.append(note)
+    return memory.peak
 
 
 def _mean(values: Tensor) -> Estimate:

@@ -47,6 +47,7 @@ class Fitted:
         took = json.loads(path.read_text(encoding="utf-8"))
         model = Generative.load(path.with_suffix(".safetensors"))
         row.train_seconds, row.train_passes = took["seconds"], took["passes"]
+        row.train_memory = took.get("memory")
         self._read.append(f"{row.model} (seed {seed})")
         return model
 
@@ -55,7 +56,11 @@ class Fitted:
         if self.folder is None:
             return
         path = self._path(row, seed)
-        took = {"seconds": row.train_seconds, "passes": row.train_passes}
+        took = {
+            "seconds": row.train_seconds,
+            "passes": row.train_passes,
+            "memory": row.train_memory,
+        }
         try:
             model.save(path.with_suffix(".safetensors"))
             fresh = path.with_suffix(".new")

@@ -18,6 +18,7 @@ from ..plotting import histograms, sample_grids, traces, training_curves
 from ..scorecard import Scorecard
 from ..zoo.base import Generative, check_data
 from .bench import Bench, Source
+from .composing import parts_of
 from .fitted import Fitted
 from .spread import over_seeds
 
@@ -36,6 +37,12 @@ CAVEATS_OF_A_LAW = [
     "Weight error is half the sum of |found - true| over the weights of the modes; a mode counts "
     "as found with a tenth of its weight.",
 ]
+CAVEAT_OF_COMPOSITION = (
+    "Composition: each family learns two parts of the law apart, what is right and what is up "
+    "(a point is kept with the probability of a sigmoid of that coordinate), and the densities of "
+    "the two models are multiplied: the energy distance, in units of the data, of draws from that "
+    "product, by chains of HMC, from draws of the product of the two true densities, by a grid."
+)
 CAVEATS = [
     "log p is the mean over held-out data: «=» exact, «≥» a lower bound in expectation, «≈» an "
     "estimate. Numbers of unlike kinds are not ranked together, and of two bounds the lower may "
@@ -58,6 +65,10 @@ CAVEATS = [
     "as they happened, those of chains too; the way back of a gradient is not counted apart.",
     "Evaluations: how often a network is evaluated for one sample, where the model says so. "
     "Seconds depend on the machine and on what else it did.",
+    "MB: the most memory that training, or drawing all samples at once, held beyond what was held "
+    "before it: by the peak of the process, or by what torch allocated on a CUDA device. A few MB "
+    "are code that is loaded at its first use, by whatever model comes first; like seconds they "
+    "depend on the machine.",
     "– stands where there is nothing to measure: a model without a likelihood, a baseline without "
     "training. What failed is named below the table.",
 ]
@@ -70,6 +81,7 @@ def compare(
     *,
     ood: Mapping[str, Tensor] | None = None,
     law: Toy | None = None,
+    composition: bool = False,
     num_samples: int | None = None,
     seed: int = 0,
     num_seeds: int = 1,
@@ -88,6 +100,8 @@ def compare(
         ood: Sets out of distribution by name, each with shape ``(k, *event)``.
         law: The law of the data, where it is known: it adds divergences from it, and the weights
             of its modes.
+        composition: Whether to fit two more models of each that is made by a function, to two
+            parts of the law, and to compare their product with the product that is known.
         num_samples: How many samples to draw from each model; twice the held-out data unless
             given.
         seed: The seed of training, sampling and metrics, and of a function that makes a model.
@@ -102,8 +116,9 @@ def compare(
     Raises:
         ValueError: If there is no model, ``num_samples`` is below 5, there are fewer than 5
             held-out points, all of these are equal, the shapes of the data differ, values are not
-            finite, a ``law`` is given for points that are not of the plane, ``num_seeds`` is not
-            positive, or above 1 with a model that is no function.
+            finite, a ``law`` is given for points that are not of the plane, or none with
+            ``composition``, ``num_seeds`` is not positive, or above 1 with a model that is no
+            function.
 
     Example:
         >>> from pyro_ebm.zoo import VAE, Training
@@ -117,8 +132,7 @@ def compare(
         raise ValueError("models is empty; pass at least one, by name")
     for name, x in {"train": train, "test": test, **ood}.items():
         check_data(name, x, train.shape[1:])
-    if law is not None and train.shape[1:] != (2,):
-        raise ValueError(f"law is for points (n, 2), but train has shape {tuple(train.shape)}")
+    _check_law(law, train, composition)
     num_samples = 2 * len(test) if num_samples is None else num_samples
     for name, number in {
         "num_samples": num_samples,
@@ -128,7 +142,11 @@ def compare(
             raise ValueError(f"{name} must be at least 5, got {number}")
     _check_seeds(models, num_seeds)
     bandwidth = _bandwidth(test)
-    make = functools.partial(Bench, train, test, ood, law, bandwidth=bandwidth, kept=kept)
+    parts = None
+    if composition:
+        parts = parts_of(law, len(train), num_samples, torch.Generator().manual_seed(seed))
+    known = {"bandwidth": bandwidth, "kept": kept, "parts": parts}
+    make = functools.partial(Bench, train, test, ood, law, **known)
     benches = [make(seed=seed + i) for i in range(num_seeds)]
     reference = over_seeds({bench.seed: bench.reference(num_samples) for bench in benches})
     protocol = {
@@ -145,6 +163,7 @@ def compare(
         CAVEAT_OF_ONE_SEED if num_seeds == 1 else CAVEAT_OF_SEEDS.format(num_seeds),
         *CAVEATS,
         *([] if law is None else CAVEATS_OF_A_LAW),
+        *([CAVEAT_OF_COMPOSITION] if composition else []),
     ]
     card = Scorecard([reference], protocol, caveats)
     # A random mixture of pixels says little; where the law is known, its divergence says more.
@@ -159,6 +178,15 @@ def compare(
             fitted[name] = first.model
     _add_figures(card, fitted, test, samples, scores)
     return card
+
+
+def _check_law(law: Toy | None, train: Tensor, composition: bool) -> None:
+    if law is not None and train.shape[1:] != (2,):
+        raise ValueError(f"law is for points (n, 2), but train has shape {tuple(train.shape)}")
+    if composition and law is None:
+        raise ValueError(
+            "composition=True needs the law of the data to know the product by; pass law="
+        )
 
 
 def _check_seeds(models: Mapping[str, Source], num_seeds: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..energies.conditional import check_noise
-from .base import Generative, Likelihood, check_binary, check_data, check_known
+from .base import Density, Generative, Likelihood, check_binary, check_data, check_known
 from .gaussian_evidence import fill, unblur
 
 
@@ -74,6 +74,9 @@ class Independent(Generative):
         self.check_fitted()
         check_data("x", x, self.event_shape)
         return Likelihood("exact", self.law.log_prob(x))
+
+    def as_energy(self) -> Density | None:  # noqa: D102
+        return None if self.binary else Density(self.event_shape, lambda x: self.law.log_prob(x))
 
     @torch.no_grad()
     def inpaint(
@@ -170,6 +173,9 @@ class GaussianMixture(Generative):
     def log_density(self, x: Tensor) -> Tensor:
         """Evaluates log p in nats at points ``(n, *event)``, with shape ``(n,)``."""
         return self.law.log_prob(x.flatten(1))
+
+    def as_energy(self) -> Density:  # noqa: D102
+        return Density(self.event_shape, self.log_density)
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:  # noqa: D102
