@@ -264,6 +264,7 @@ def test_refuses_an_energy_that_never_rises():
         logz.ais(target, num_chains=64, num_rungs=16)
 
 
+@pytest.mark.filterwarnings("ignore:chains that look for the target run off")  # a hard wall
 def test_says_when_a_base_covers_no_point_of_the_target():
     def walled(x):
         return torch.where(x > 0, x, torch.inf)
