@@ -180,31 +180,32 @@ class MCMC(Results):
         Raises:
             KeyboardInterrupt: If interrupted before the first draw, or on several ranks; later
                 interrupts keep the draws.
-            RuntimeError: If another rank has ended.
+            RuntimeError: If another process runs in ``checkpoint``, or another rank has ended.
             SystemExit: After SIGTERM with a ``checkpoint``: status 143.
             OSError: If the disk is full; it says what was kept.
         """
         self._args, self._kwargs = args, kwargs
         found, self._loaded = self._loaded, None
         self._own = own_chains(self.num_chains, self.num_superchains)
-        with first_ahead():
-            if self._checkpoints is not None:
-                if rank() == 0:
-                    self._checkpoints.prepare()
-                found = self._checkpoints.load() or found
-            if found is None and self.store is not None:
-                refuse_draws(self.store)
-        wait()
-        first, found = self._bind(found)
-        spent = found["spent"] if found else 0.0
-        self._began = time.perf_counter() - spent
-        if found and found["finished"]:
-            self._go_on(found)
-        else:
-            with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
-                self._move(first, found)
-            spent = time.perf_counter() - self._began
-        self._warmup, self.draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
+        with contextlib.ExitStack() as stack:
+            with first_ahead():
+                if self._checkpoints is not None:
+                    if rank() == 0:
+                        stack.enter_context(self._checkpoints.held())
+                    found = self._checkpoints.load() or found
+                if found is None and self.store is not None:
+                    refuse_draws(self.store)
+            wait()
+            first, found = self._bind(found)
+            spent = found["spent"] if found else 0.0
+            self._began = time.perf_counter() - spent
+            if found and found["finished"]:
+                self._go_on(found)
+            else:
+                with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
+                    self._move(first, found)
+                spent = time.perf_counter() - self._began
+            self._warmup, self.draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
         self.sampling_time = spent - self.warmup_time
 
     def _bind(self, found: dict[str, Any] | None) -> tuple[State, dict[str, Any] | None]:

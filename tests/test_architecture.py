@@ -60,7 +60,8 @@ APART = {
     "printing": set(),
     "arrays": {"layout"},
     "signals": set(),
-    "checkpoint": {"version"},
+    "lock": set(),
+    "checkpoint": {"version", "lock"},
     "plotting": {"energies"},
 }
 """Units that anybody may import, and all that they may import themselves."""

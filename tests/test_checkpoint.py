@@ -221,6 +221,7 @@ def test_the_last_two_are_kept(tmp_path):
         "checkpoint-000000000060.pt",
         "checkpoint-000000000066.pt",
         "draws",
+        "lock",
     ]
 
 
@@ -230,6 +231,7 @@ def test_what_is_not_due_is_not_written_but_at_the_end(tmp_path):
         "checkpoint-000000000000.pt",
         "checkpoint-000000000066.pt",
         "draws",
+        "lock",
     ]
 
 
@@ -449,7 +451,6 @@ class Evil:
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_ebm.checkpoint.plain", lambda x: x)
     kept = Checkpoints(tmp_path)
-    kept.prepare()
     kept.save(1, {"x": Evil()})
     with pytest.raises(ValueError, match="holds code, and none of it was run"):
         Checkpoints(tmp_path).load()
