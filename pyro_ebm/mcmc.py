@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from .arguments import check_count
 from .checkpoint import (
     Checkpoints,
-    compare,
     plain,
     random_state,
     rebuilt,
@@ -30,7 +29,7 @@ from .checkpoint import (
 from .distributions import Boltzmann
 from .draws import Draws, refuse_draws
 from .engine import Compile
-from .fingerprint import of_run, same_target
+from .fingerprint import of_run, same_run, same_target
 from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
@@ -88,8 +87,8 @@ class MCMC(Results):
         store: A folder to stream the draws to, in place of memory; for as many chains as there is
             disk. :meth:`pyro_ebm.Draws.open` reads it, after a crash too.
         checkpoint: A folder with which a run survives its process: :meth:`run` goes on from what
-            it finds there, or starts. Draws then go to a store, ``draws`` within it if none is
-            given.
+            it finds there, or starts; to more draws too, after the same ``warmup_steps``. Draws
+            then go to a store, ``draws`` within it if none is given.
         checkpoint_every: The seconds from one checkpoint to the next; with 0 there is one after
             each block of steps.
 
@@ -146,7 +145,7 @@ class MCMC(Results):
                 )
         kernel = kernel if isinstance(kernel, Kernel) else _kernel_of(kernel)
         super().__init__(kernel, num_chains, transforms=None)
-        self.num_samples = num_samples
+        self.num_samples = int(num_samples)
         self.warmup_steps = warmup_steps
         self.initial_params = initial_params
         self.num_superchains = num_superchains
@@ -199,7 +198,7 @@ class MCMC(Results):
             first, found = self._bind(found)
             spent = found["spent"] if found else 0.0
             self._began = time.perf_counter() - spent
-            if found and found["finished"]:
+            if found and found["finished"] and found["step"] == self._num_steps:
                 self._go_on(found)
             else:
                 with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
@@ -222,7 +221,7 @@ class MCMC(Results):
             self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
             self._fingerprint = self._what_it_is()
             if found:
-                compare(parts[0]["fingerprint"], self._fingerprint)
+                same_run(parts[0]["fingerprint"], self._fingerprint)
             start = self._start()
             first = self.kernel.init(self.potential, chains_innermost(start[self._own]))
             if found:
@@ -253,10 +252,13 @@ class MCMC(Results):
         settings = {name: getattr(self, name) for name in (*names, "compile")}
         return of_run(self.kernel, self.potential, **settings)
 
+    @property
+    def _num_steps(self) -> int:
+        return self.warmup_steps + self.num_samples * self.thin
+
     def _move(self, first: State, found: dict[str, Any] | None) -> None:
         """Makes all steps, or those that are left."""
-        num_steps = self.warmup_steps + self.num_samples * self.thin
-        self._runner = Runner(self.kernel, self.potential, first, num_steps, self.compile)
+        self._runner = Runner(self.kernel, self.potential, first, self._num_steps, self.compile)
         adaptation = self.kernel.adaptation(self.warmup_steps)
         if found:
             waiting = self._go_on(found, adaptation)
@@ -267,7 +269,7 @@ class MCMC(Results):
             self._save()  # before there are draws, so that a folder with draws has a checkpoint
             self._make_draws({}, {})
         silent = self.disable_progbar or rank() > 0
-        with tqdm(total=num_steps, initial=self._step, disable=silent) as progress:
+        with tqdm(total=self._num_steps, initial=self._step, disable=silent) as progress:
             if self._step <= self.warmup_steps:
                 self._draw(self._warmup, "warmup", progress, waiting, adaptation)
                 if adaptation.rejoined is not None:
@@ -309,7 +311,8 @@ class MCMC(Results):
         self.state = rebuilt(found["state"], device)
         self._make_draws(rebuilt(found["warmup"], device), rebuilt(found["draws"], device))
         if adaptation is not None:
-            self._runner.load_state_dict(found["runner"], self.state)
+            left = {"steps_left": self._num_steps - self._step}
+            self._runner.load_state_dict({**found["runner"], **left}, self.state)
             if found["adaptation"] is not None:
                 adaptation.load_state_dict(rebuilt(found["adaptation"], device))
         self.generator.set_state(found["generator"])
