@@ -17,6 +17,7 @@ from benchmarks import (
     ranks,
     sampling,
     scale,
+    soak,
     training,
 )
 
@@ -36,9 +37,11 @@ EVIDENCE = {"evidence": evidence}
 """Nor this: the error of log Z against the number of gradients (`make bench-evidence`)."""
 RANKS = {"ranks": ranks}
 """Nor this: two ranks beside one, which takes every core (`python -m benchmarks ranks`)."""
-APART = LEARNING | DISCRETE | EVIDENCE | RANKS
+SOAK = {"soak": soak}
+"""Nor this: an hour of training, watched for leaks (`python -m benchmarks soak`)."""
 ONCE = {"chains": chains, "references": make_references}
 """Not part of a run: what they find is kept in files."""
+EACH = PARTS | LEARNING | DISCRETE | EVIDENCE | RANKS | SOAK | ONCE
 
 
 def main():
@@ -47,12 +50,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="of sampling; rounds of other parts")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a cell of sampling")
     commands = parser.add_subparsers(dest="part")
-    for name, part in (PARTS | APART | ONCE).items():
+    for name, part in EACH.items():
         command = commands.add_parser(name, help=part.__doc__.splitlines()[0])
         part.add_arguments(command)
     args = parser.parse_args()
     if args.part:
-        (PARTS | APART | ONCE)[args.part].main(args)
+        EACH[args.part].main(args)
         return
     workers, rounds = ["--workers", str(args.workers)], ["--rounds", str(args.seeds)]
     words = {

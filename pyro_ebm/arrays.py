@@ -57,10 +57,10 @@ class Arrays:
         return {key: rows[:count] for key, rows in self.held.items()}
 
     def take_up(self, arrays: dict[str, Any]) -> None:
-        """Goes on with what there was.
+        """Goes on with what there was, in files with room for more rows if there are to be more.
 
         Raises:
-            ValueError: If a file of it is gone.
+            ValueError: If a file of it is gone, or has room for more rows than there will be.
         """
         for key, found in arrays.items():
             if self.path is None:
@@ -68,12 +68,19 @@ class Arrays:
                 continue
             file = self.path / found["file"]
             try:
-                open_memmap(file, "r")
+                there = open_memmap(file, "r")
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"{file} is gone or cut short: no run can go on from it"
                 ) from error
-            self.held[key] = {**found, "shape": tuple(found["shape"])}
+            if len(there) > self.num_draws:
+                raise ValueError(
+                    f"{file} has room for {len(there)} draws: ask for as many, not for "
+                    f"{self.num_draws}"
+                )
+            shape = (self.num_draws, *there.shape[1:])
+            _fit(file, there.dtype, shape)
+            self.held[key] = {**found, "shape": shape}
 
     def write(self, key: str, start: int, rows: Tensor) -> None:
         """Puts rows in their place, and makes room for all rows if there is none yet.
@@ -114,14 +121,11 @@ class Arrays:
         if self.own == slice(0, self.num_chains):
             open_memmap(file, "w+", dtype, shape)
             return
-        header = io.BytesIO()
-        descr = np.lib.format.dtype_to_descr(dtype)
-        about = {"descr": descr, "fortran_order": False, "shape": shape}
-        write_array_header_1_0(header, about)
+        header = _header(dtype, shape)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(file, flags, 0o666), "r+b", buffering=0) as opened:
-            opened.write(header.getvalue())
-            opened.truncate(len(header.getvalue()) + math.prod(shape) * dtype.itemsize)
+            opened.write(header)
+            opened.truncate(len(header) + math.prod(shape) * dtype.itemsize)
 
     def read(self, prefix: str, count: int) -> dict[str, Tensor]:
         """Looks at the first rows; what is done to a view of a file does not reach the file."""
@@ -133,6 +137,27 @@ class Arrays:
                     found = torch.from_numpy(open_memmap(self.path / found["file"], "c"))
                 views[key.removeprefix(prefix)] = found[:count].transpose(0, 1)
         return views
+
+
+def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The bytes before the rows; numpy leaves room in them for any number of rows."""
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _fit(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Makes room in a file for more rows, where it has not got it; those that it has stay."""
+    header = _header(dtype, shape)
+    size = len(header) + math.prod(shape) * dtype.itemsize
+    with open(file, "rb") as opened:
+        if opened.read(len(header)) == header and file.stat().st_size == size:
+            return
+    with open(file, "r+b", buffering=0) as opened:
+        opened.truncate(size)  # first, so that no file is shorter than it says
+        opened.write(header)
+        os.fsync(opened.fileno())
 
 
 def write(

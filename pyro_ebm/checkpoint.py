@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .lock import Lock
 from .version import __version__
 
 FORMAT = 1
@@ -60,8 +61,8 @@ class Checkpoints:
     Example:
         >>> import tempfile
         >>> kept = Checkpoints(tempfile.mkdtemp(), every=0)
-        >>> kept.prepare()
-        >>> kept.save(12, {"x": torch.ones(2)})
+        >>> with kept.held():
+        ...     kept.save(12, {"x": torch.ones(2)})
         >>> kept.load()
         {'x': tensor([1., 1.])}
     """
@@ -80,21 +81,25 @@ class Checkpoints:
         """Whether it is time for the next one."""
         return time.monotonic() - self._last >= self.every
 
-    def prepare(self) -> None:
-        """Makes the folder, and tries to write into it.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder, tries to write into it, and holds it against other processes.
 
         Raises:
+            RuntimeError: If another one holds it.
             OSError: If it cannot be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "checkpoint.new", b"nothing yet")
-            for left_behind in self.folder.glob("checkpoint*.new"):
-                left_behind.unlink()
-        except OSError as error:
-            raise OSError(
-                error.errno, f"checkpoint cannot be written: {error.strerror}", str(self.folder)
-            ) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(Lock(self.folder))
+                _write(self.folder / "checkpoint.new", b"nothing yet")
+                for left_behind in self.folder.glob("checkpoint*.new"):
+                    left_behind.unlink()
+            except OSError as error:
+                what = f"checkpoint cannot be written: {error.strerror}"
+                raise OSError(error.errno, what, str(self.folder)) from error
+            yield
 
     def save(self, step: int, contents: dict[str, Any], beside: Sequence[Path] = ()) -> None:
         """Writes a checkpoint, and removes all but the last few once it is on the disk.

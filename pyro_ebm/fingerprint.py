@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["describe", "of_run", "same_target"]
+__all__ = ["describe", "of_run", "same_run", "same_target"]
 
 import hashlib
 from collections.abc import Mapping
@@ -37,6 +37,28 @@ def of_run(kernel: Kernel, potential: Potential, **settings: object) -> dict[str
         "device": potential.start.device.type,
         **{name: describe(value) for name, value in settings.items()},
     }
+
+
+def same_run(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Makes sure that a run may go on: it is the same, or the same with more draws.
+
+    Args:
+        there: What :func:`of_run` said of the run that was kept.
+        here: What it says of this one.
+
+    Raises:
+        ValueError: If they differ in anything else, naming both sides.
+
+    Example:
+        >>> same_run({"num_samples": "100"}, {"num_samples": "200"})
+        >>> same_run({"num_samples": "100"}, {"num_samples": "50"})
+        Traceback (most recent call last):
+        ...
+        ValueError: the checkpoint is that of another run: num_samples is 100 there and 50 here...
+    """
+    name = "num_samples"
+    more = int(here[name]) > int(there[name])
+    compare({**there, name: here[name]} if more else there, here)
 
 
 def same_target(there: Tensor, here: Tensor) -> None:

@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from .arguments import check_count
 from .checkpoint import (
     Checkpoints,
-    compare,
     plain,
     random_state,
     rebuilt,
@@ -30,7 +29,7 @@ from .checkpoint import (
 from .distributions import Boltzmann
 from .draws import Draws, refuse_draws
 from .engine import Compile
-from .fingerprint import of_run, same_target
+from .fingerprint import of_run, same_run, same_target
 from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
@@ -88,8 +87,8 @@ class MCMC(Results):
         store: A folder to stream the draws to, in place of memory; for as many chains as there is
             disk. :meth:`pyro_ebm.Draws.open` reads it, after a crash too.
         checkpoint: A folder with which a run survives its process: :meth:`run` goes on from what
-            it finds there, or starts. Draws then go to a store, ``draws`` within it if none is
-            given.
+            it finds there, or starts; to more draws too, after the same ``warmup_steps``. Draws
+            then go to a store, ``draws`` within it if none is given.
         checkpoint_every: The seconds from one checkpoint to the next; with 0 there is one after
             each block of steps.
 
@@ -146,7 +145,7 @@ class MCMC(Results):
                 )
         kernel = kernel if isinstance(kernel, Kernel) else _kernel_of(kernel)
         super().__init__(kernel, num_chains, transforms=None)
-        self.num_samples = num_samples
+        self.num_samples = int(num_samples)
         self.warmup_steps = warmup_steps
         self.initial_params = initial_params
         self.num_superchains = num_superchains
@@ -180,31 +179,32 @@ class MCMC(Results):
         Raises:
             KeyboardInterrupt: If interrupted before the first draw, or on several ranks; later
                 interrupts keep the draws.
-            RuntimeError: If another rank has ended.
+            RuntimeError: If another process runs in ``checkpoint``, or another rank has ended.
             SystemExit: After SIGTERM with a ``checkpoint``: status 143.
             OSError: If the disk is full; it says what was kept.
         """
         self._args, self._kwargs = args, kwargs
         found, self._loaded = self._loaded, None
         self._own = own_chains(self.num_chains, self.num_superchains)
-        with first_ahead():
-            if self._checkpoints is not None:
-                if rank() == 0:
-                    self._checkpoints.prepare()
-                found = self._checkpoints.load() or found
-            if found is None and self.store is not None:
-                refuse_draws(self.store)
-        wait()
-        first, found = self._bind(found)
-        spent = found["spent"] if found else 0.0
-        self._began = time.perf_counter() - spent
-        if found and found["finished"]:
-            self._go_on(found)
-        else:
-            with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
-                self._move(first, found)
-            spent = time.perf_counter() - self._began
-        self._warmup, self.draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
+        with contextlib.ExitStack() as stack:
+            with first_ahead():
+                if self._checkpoints is not None:
+                    if rank() == 0:
+                        stack.enter_context(self._checkpoints.held())
+                    found = self._checkpoints.load() or found
+                if found is None and self.store is not None:
+                    refuse_draws(self.store)
+            wait()
+            first, found = self._bind(found)
+            spent = found["spent"] if found else 0.0
+            self._began = time.perf_counter() - spent
+            if found and found["finished"] and found["step"] == self._num_steps:
+                self._go_on(found)
+            else:
+                with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
+                    self._move(first, found)
+                spent = time.perf_counter() - self._began
+            self._warmup, self.draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
         self.sampling_time = spent - self.warmup_time
 
     def _bind(self, found: dict[str, Any] | None) -> tuple[State, dict[str, Any] | None]:
@@ -221,7 +221,7 @@ class MCMC(Results):
             self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
             self._fingerprint = self._what_it_is()
             if found:
-                compare(parts[0]["fingerprint"], self._fingerprint)
+                same_run(parts[0]["fingerprint"], self._fingerprint)
             start = self._start()
             first = self.kernel.init(self.potential, chains_innermost(start[self._own]))
             if found:
@@ -252,10 +252,13 @@ class MCMC(Results):
         settings = {name: getattr(self, name) for name in (*names, "compile")}
         return of_run(self.kernel, self.potential, **settings)
 
+    @property
+    def _num_steps(self) -> int:
+        return self.warmup_steps + self.num_samples * self.thin
+
     def _move(self, first: State, found: dict[str, Any] | None) -> None:
         """Makes all steps, or those that are left."""
-        num_steps = self.warmup_steps + self.num_samples * self.thin
-        self._runner = Runner(self.kernel, self.potential, first, num_steps, self.compile)
+        self._runner = Runner(self.kernel, self.potential, first, self._num_steps, self.compile)
         adaptation = self.kernel.adaptation(self.warmup_steps)
         if found:
             waiting = self._go_on(found, adaptation)
@@ -266,7 +269,7 @@ class MCMC(Results):
             self._save()  # before there are draws, so that a folder with draws has a checkpoint
             self._make_draws({}, {})
         silent = self.disable_progbar or rank() > 0
-        with tqdm(total=num_steps, initial=self._step, disable=silent) as progress:
+        with tqdm(total=self._num_steps, initial=self._step, disable=silent) as progress:
             if self._step <= self.warmup_steps:
                 self._draw(self._warmup, "warmup", progress, waiting, adaptation)
                 if adaptation.rejoined is not None:
@@ -308,7 +311,8 @@ class MCMC(Results):
         self.state = rebuilt(found["state"], device)
         self._make_draws(rebuilt(found["warmup"], device), rebuilt(found["draws"], device))
         if adaptation is not None:
-            self._runner.load_state_dict(found["runner"], self.state)
+            left = {"steps_left": self._num_steps - self._step}
+            self._runner.load_state_dict({**found["runner"], **left}, self.state)
             if found["adaptation"] is not None:
                 adaptation.load_state_dict(rebuilt(found["adaptation"], device))
         self.generator.set_state(found["generator"])

@@ -61,7 +61,8 @@ APART = {
     "validation": set(),
     "arrays": {"layout"},
     "signals": set(),
-    "checkpoint": {"version"},
+    "lock": set(),
+    "checkpoint": {"version", "lock"},
     "plotting": {"energies"},
 }
 """Units that anybody may import, and all that they may import themselves."""

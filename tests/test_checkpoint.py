@@ -215,12 +215,96 @@ def test_a_finished_run_is_read_back(tmp_path, capsys):
     assert "n_eff" in capsys.readouterr().out
 
 
+def longer(seed, **kwargs):
+    mcmc = make(num_samples=70, **kwargs)
+    pyro.set_rng_seed(seed)
+    mcmc.run()
+    return mcmc
+
+
+MORE = {
+    "draws": {},
+    "thinned": {"thin": 2},
+    "of a kernel with branches": {"kernel": "NUTS"},
+    "moments alone": {"save": ()},
+    "eager": {"compile": False},
+}
+
+
+@pytest.mark.parametrize("settings", MORE)
+def test_more_draws_of_a_finished_run_are_those_of_one_that_was_asked_for_all(settings, tmp_path):
+    settings = MORE[settings]
+    wanted = longer(3, **settings)
+    at_the_end_of_a_block = 34 if "thin" in settings else 32
+    first = make(folder=tmp_path, num_samples=at_the_end_of_a_block, **settings)
+    pyro.set_rng_seed(3)
+    first.run()
+    found = longer(4, folder=tmp_path, **settings)
+    one, other = everything(found), everything(wanted)
+    summed_up = {*found.draws.dims, "totals"}  # over other blocks
+    rounded = {name for name in one if name[0] in summed_up}
+    for name in one:
+        of_rounding = {} if name in rounded else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(one[name], other[name], equal_nan=True, **of_rounding)
+    assert found.num_draws == wanted.num_draws
+    opened = ebm.Draws.open(tmp_path / "draws")
+    assert (opened.num_draws, opened.count) == (70, 70)
+    assert_same(opened.values(), found.draws.values())
+
+
+def test_what_was_drawn_stays_wherever_a_block_ends(tmp_path):
+    first = make(folder=tmp_path)
+    pyro.set_rng_seed(3)
+    first.run()
+    x = first.get_samples(group_by_chain=True)["x"]
+    more = longer(4, folder=tmp_path).get_samples(group_by_chain=True)["x"]
+    assert torch.equal(more[:, :26], x)
+    assert len(more.flatten(0, 1).unique(dim=0)) > 0.5 * 4 * 70
+
+
+@pytest.mark.parametrize("at", [4, 10])
+def test_a_run_that_was_stopped_may_go_on_to_more_draws(at, tmp_path, monkeypatch):
+    assert not run_until_killed(make(folder=tmp_path), monkeypatch, at)
+    again = longer(9, folder=tmp_path)
+    torch.testing.assert_close(everything(again), everything(longer(3)))
+
+
+@pytest.mark.parametrize("at", range(0, 10, 2))
+def test_more_draws_survive_death_too(at, tmp_path, monkeypatch):
+    pyro.set_rng_seed(3)
+    make(folder=tmp_path, num_samples=32).run()
+    more = make(folder=tmp_path, num_samples=70)
+    run_until_killed(more, monkeypatch, at, seed=5)
+    found, wanted = everything(longer(9, folder=tmp_path)), everything(longer(3))
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+def test_room_for_more_draws_is_not_taken_for_fewer(tmp_path, monkeypatch):
+    make(folder=tmp_path).run()
+    more = make(folder=tmp_path, num_samples=70)
+    assert not run_until_killed(more, monkeypatch, 1)
+    with pytest.raises(ValueError, match="room for 70 draws: ask for as many, not for 26"):
+        make(folder=tmp_path).run()
+    longer(3, folder=tmp_path)
+
+
+def test_more_draws_of_a_state_dict(tmp_path):
+    first = make(num_samples=32)
+    pyro.set_rng_seed(3)
+    first.run()
+    more = make(num_samples=70)
+    more.load_state_dict(first.state_dict())
+    more.run()
+    torch.testing.assert_close(everything(more), everything(longer(3)))
+
+
 def test_the_last_two_are_kept(tmp_path):
     make(folder=tmp_path).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-000000000060.pt",
         "checkpoint-000000000066.pt",
         "draws",
+        "lock",
     ]
 
 
@@ -230,6 +314,7 @@ def test_what_is_not_due_is_not_written_but_at_the_end(tmp_path):
         "checkpoint-000000000000.pt",
         "checkpoint-000000000066.pt",
         "draws",
+        "lock",
     ]
 
 
@@ -409,7 +494,11 @@ OTHERS = {
         lambda p: make(MALA(curved(), step_size=0.3), p),
         r"step_size=0\.2.* there and MALA\(step_size=0\.3",
     ),
-    "number of draws": (lambda p: make(folder=p, num_samples=30), "num_samples is 26 .* 30 here"),
+    "fewer draws": (lambda p: make(folder=p, num_samples=25), "num_samples is 26 .* 25 here"),
+    "more warmup with more draws": (
+        lambda p: make(folder=p, num_samples=50, warmup_steps=None),
+        "warmup_steps is 40 there and 50 here",
+    ),
     "warmup": (lambda p: make(folder=p, warmup_steps=1), "warmup_steps is 40 there and 1 here"),
     "thin": (lambda p: make(folder=p, thin=2), "thin is 1 there and 2 here"),
     "save": (lambda p: make(folder=p, save=()), r"save is None there and \[\] here"),
@@ -449,7 +538,6 @@ class Evil:
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_ebm.checkpoint.plain", lambda x: x)
     kept = Checkpoints(tmp_path)
-    kept.prepare()
     kept.save(1, {"x": Evil()})
     with pytest.raises(ValueError, match="holds code, and none of it was run"):
         Checkpoints(tmp_path).load()

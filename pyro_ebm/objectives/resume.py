@@ -50,6 +50,9 @@ class Resumable:
     finite are never kept. After :class:`TrainingDiverged` kept is the step that the monitor went
     back to.
 
+    The folder is held against other processes until the end of the ``with``; on several ranks each
+    needs one of its own.
+
     A loop that is left by ``break`` or by an error keeps nothing more. What draws when it is first
     called, as Pyro's automatic guides do, has to be called once before the loop. Code that
     ``compile=True`` made is made again.
@@ -67,7 +70,8 @@ class Resumable:
             folder holds is of other parts, another objective, optimizer, model, dtype, device or
             version.
         OSError: If the folder cannot be written, before the first step.
-        RuntimeError: If parameters are not finite, when they are to be kept.
+        RuntimeError: If another process is in the folder, before the first step; if parameters
+            are not finite, when they are to be kept.
 
     Example:
         >>> import tempfile
@@ -107,15 +111,15 @@ class Resumable:
         self._open = False
 
     def __enter__(self) -> Self:
-        self._checkpoints.prepare()
-        found = self._checkpoints.load()
-        if found is not None:
-            self._go_on(found)
-        for name, part in self._given.items():
-            if found is not None:
-                compare({name: self._kind(name)}, {name: type(part).__name__})
-            self.keep(name, part)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._checkpoints.held())
+            found = self._checkpoints.load()
+            if found is not None:
+                self._go_on(found)
+            for name, part in self._given.items():
+                if found is not None:
+                    compare({name: self._kind(name)}, {name: type(part).__name__})
+                self.keep(name, part)
             stack.enter_context(self._waiting)
             self._signals = stack.enter_context(Signals())
             self._stack = stack.pop_all()
