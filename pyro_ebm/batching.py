@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pyro
+import pyro.distributions.hmm
 import pyro.ops.special
 import torch
 from torch import Tensor
@@ -147,6 +148,15 @@ def _log_prob_of_multinomial(self: Multinomial, value: Tensor) -> Tensor:
     return arrangements + (logits * value).sum(-1)
 
 
+def _logmatmulexp(x: Tensor, y: Tensor) -> Tensor:
+    """What Pyro's hidden chains do, without a bound set in place, of which vmap makes a loop."""
+    least = torch.finfo(x.dtype).min
+    x_shift = x.detach().amax(-1, keepdim=True).clamp(min=least)
+    y_shift = y.detach().amax(-2, keepdim=True).clamp(min=least)
+    product = torch.matmul((x - x_shift).exp(), (y - y_shift).exp())
+    return _SafeLog.apply(product) + x_shift + y_shift
+
+
 class _SafeLog(torch.autograd.Function):
     """The logarithm of Pyro's enumeration, bounded in gradient, in a form that vmap accepts."""
 
@@ -173,6 +183,7 @@ def _mappable() -> Iterator[None]:
     """Has Pyro and torch evaluate in a form that vmap accepts."""
     with (
         mock.patch.object(pyro.ops.special, "_SafeLog", _SafeLog),
+        mock.patch.object(pyro.distributions.hmm, "_logmatmulexp", _logmatmulexp),
         mock.patch.object(Multinomial, "log_prob", _log_prob_of_multinomial),
     ):
         yield

@@ -29,6 +29,7 @@ __all__ = [
     "trace",
 ]
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
@@ -45,6 +46,7 @@ from .dynamo import check_rows, compiled_by_dynamo, scan_by_dynamo
 from .layout import copy_in_order, memory_order, restored, stored
 from .native import (
     OPTIONS,
+    DecidedByData,
     captured_loop,
     compiled_scan,
     fast_building,
@@ -56,6 +58,8 @@ from .rewriting import rewritten
 Compile = bool | Literal["auto"]
 T = TypeVar("T")
 C = TypeVar("C")
+
+aten = torch.ops.aten
 
 MAX_NATIVE_OPS = 1500
 """The size of a graph above which inductor would take minutes; such a graph stays on its rung."""
@@ -81,7 +85,7 @@ class Rung(Generic[T]):
         return f"{self.name} ({self.reason})"
 
 
-def trace(fn: Callable, args: tuple) -> Rung[Callable]:
+def trace(fn: Callable, args: tuple, lasting: bool = False) -> Rung[Callable]:
     """Takes a function to its graph.
 
     The function must be free of side effects and of randomness; its parameters may change between
@@ -90,6 +94,8 @@ def trace(fn: Callable, args: tuple) -> Rung[Callable]:
     Args:
         fn: The function, from tensors (or nested tuples of them) to the same.
         args: Real arguments, to trace and check it with.
+        lasting: Whether the graph outlives a run, so that the data it closes over may change. Then
+            no number that is taken out of them, as ``int(labels.max())`` does, may decide on it.
 
     Example:
         >>> square = trace(torch.square, (torch.ones(3),))
@@ -98,7 +104,7 @@ def trace(fn: Callable, args: tuple) -> Rung[Callable]:
     """
     with torch.no_grad():
         try:
-            graph = Graph(fn, args)
+            graph = Graph(fn, args, lasting)
             check(graph(*args), fn(*args))
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
             reason = f"tracing stopped at: {_first_line(error)}"
@@ -110,17 +116,20 @@ def trace(fn: Callable, args: tuple) -> Rung[Callable]:
 class Graph(torch.nn.Module):
     """A function traced into a flat graph, with the shapes of its nested output."""
 
-    def __init__(self, fn: Callable, args: tuple) -> None:
+    def __init__(self, fn: Callable, args: tuple, lasting: bool) -> None:
         super().__init__()
         leaves, spec_in = tree_flatten(args)
         leaves = [leaf.clone() for leaf in leaves]  # one tensor in two places is two inputs
 
         def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
-            out, self.spec_out = tree_flatten(fn(*tree_unflatten(list(leaves), spec_in)))
+            with contextlib.nullcontext() if lasting else DecidedByData():
+                out, self.spec_out = tree_flatten(fn(*tree_unflatten(list(leaves), spec_in)))
             self.is_tensor = [isinstance(leaf, Tensor) for leaf in out]
             return tuple(leaf for leaf in out if isinstance(leaf, Tensor))
 
         self.module: GraphModule = make_fx(flat)(*leaves)
+        for node in self.module.graph.find_nodes(op="call_function", target=aten.view.default):
+            node.target = aten.reshape.default  # arguments may come laid out otherwise
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
         self._leaves = leaves
@@ -243,7 +252,7 @@ def compile_function(
     Returns:
         The compiled function; or ``None`` on a rung below, for the reason it names.
     """
-    below = trace(fn, args)
+    below = trace(fn, args, lasting=True)
     if not isinstance(below.fn, Graph):
         return Rung(None, below.name, below.reason)
     graph, size = below.fn, below.size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "OPTIONS",
+    "DecidedByData",
     "captured_loop",
     "compiled_scan",
     "fast_building",
@@ -24,8 +25,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+    make_fx,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -48,6 +55,42 @@ def is_capturing() -> bool:
     return _is_capturing
 
 
+class DecidedByData(TorchDispatchMode):
+    """Lets a function that is traced take numbers out of data, as ``int(labels.max())`` does.
+
+    A number that depends on what the function is given, or on parameters, stays refused: in a
+    graph it would be the same forever.
+    """
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func is torch.ops.aten._local_scalar_dense.default and _is_of_data(args[0]):
+            with disable_proxy_modes_tracing():
+                return func(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_of_data(x: Tensor) -> bool:
+    mode = get_proxy_mode()
+    slot = get_proxy_slot(x, mode.tracer, None) if mode is not None else None
+    if slot is None:
+        return not x.requires_grad
+    todo, seen = [slot.proxy.node], set()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            if node.op == "placeholder" or _is_parameter(node, mode.tracer.root):
+                return False
+            todo += node.all_input_nodes
+    return True
+
+
+def _is_parameter(node: Node, root: torch.nn.Module) -> bool:
+    return node.op == "get_attr" and getattr(root, node.target).requires_grad
+
+
 def captured_loop(condition: Callable, body: Flat, carry: Sequence[Tensor]) -> Sequence[Tensor]:
     """A loop as one operation of the graph that is being captured.
 
@@ -56,8 +99,6 @@ def captured_loop(condition: Callable, body: Flat, carry: Sequence[Tensor]) -> S
         body: From the carry to the next. Both may close over tensors.
         carry: Tensors, none of which shares memory with another.
     """
-    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-
     with disable_proxy_modes_tracing():
         parts = [make_fx(part)(*(x.clone() for x in carry)) for part in (condition, body)]
         closed_over = list({id(x): x for part in parts for x in _constants(part)}.values())

@@ -220,6 +220,37 @@ def test_a_python_branch_stays_eager_with_a_warning_and_is_never_baked_in():
     torch.testing.assert_close(gradient.fn(-z), potential.value_and_grad(-z))
 
 
+GROUPS = tensor([0, 2, 1, 2])
+
+
+def grouped():
+    num_groups = int(GROUPS.max()) + 1
+    with pyro.plate("groups", num_groups):
+        level = pyro.sample("level", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(GROUPS)):
+        pyro.sample("y", dist.Normal(level[GROUPS], 1.0), obs=GROUPS.double())
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_numbers_taken_out_of_data_are_no_branch():
+    potential = Potential.of(grouped)
+    z = potential.initialize(3)
+    gradient = trace(potential.value_and_grad, (z,))
+    assert gradient.name == "graph"
+    for found, expected in zip(gradient.fn(2 * z), potential.value_and_grad(2 * z), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("what", ["input", "parameter", "data of a graph that lasts"])
+def test_numbers_that_may_change_are_never_baked_in(what):
+    scale = torch.nn.Parameter(tensor(2.0))
+    source = {"input": lambda x: x.sum(), "parameter": lambda x: scale.exp()}
+    number = source.get(what, lambda x: GROUPS.max())
+    with pytest.warns(UserWarning, match="this run stays eager, because tracing stopped at"):
+        found = trace(lambda x: x * float(number(x)), (torch.ones(3),), what not in source)
+    assert found.name == "eager"
+
+
 def test_a_random_function_is_found_out():
     with pytest.warns(UserWarning, match="other numbers than the model: is it random"):
         noisy = trace(lambda x: x + torch.rand_like(x), (torch.zeros(3),))

@@ -92,8 +92,14 @@ class CompiledSteps:
         any_noise = kernel.noise(state, torch.Generator(z.device).manual_seed(0), num_steps)
         rows = tuple(part[0] for part in any_noise)
         step_size = state.step_size
-        start = trace(lambda z, h: kernel.init(potential, z)._replace(step_size=h), (z, step_size))
-        step = trace(lambda s, noise: kernel.step(potential, s, noise), (state, rows))
+
+        def begin(z: Tensor, step_size: Tensor) -> State:
+            return kernel.init(potential, z)._replace(step_size=step_size)
+
+        start = trace(begin, (z, step_size), lasting=True)
+        step = trace(
+            lambda s, noise: kernel.step(potential, s, noise), (state, rows), lasting=True
+        )
         for rung in (start, step):
             if not isinstance(rung.fn, Graph):
                 return None
