@@ -23,6 +23,7 @@ def unvalidated() -> Iterator[None]:
 
     Example:
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> prior = dist.Normal(0.0, 1.0).expand([2])
         >>> with unvalidated():
         ...     prior.log_prob(torch.tensor([torch.nan, 0.0])).isnan()
