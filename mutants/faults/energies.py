@@ -219,8 +219,8 @@ FAULTS = [
         ),
         (
             "booleans the other way",
-            "return log_odds.sigmoid().add_(uniform).ge_(1)",
-            "return log_odds.sigmoid().add_(uniform).lt_(1)",
+            "log_odds.sigmoid().add_(uniform).ge(1)",
+            "log_odds.sigmoid().add_(uniform).lt(1)",
         ),
     ),
     *group(

@@ -193,12 +193,12 @@ FAULTS = [
         "test_logz_estimators.py -k held_out",
         (
             "held out: the sign of log Z",
-            "log_density.mean().item() - log_z.value",
-            "log_density.mean().item() + log_z.value",
+            "terms = log_density - (",
+            "terms = log_density + (",
         ),
         (
             "held out: the error of log Z is not counted",
-            "math.hypot(spread, log_z.std_error)",
+            "math.hypot(spread, *moved)",
             "spread",
         ),
     ),
