@@ -18,6 +18,7 @@ from pyro_ebm.energies import DoubleWell, Gaussian, TwoModes
 from pyro_ebm.kernels import HMC, MALA, NUTS, ULA, RandomWalk
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.logz.annealing import anneal
+from pyro_ebm.logz.base import weight_ess
 from pyro_ebm.logz.bridge import met
 from pyro_ebm.logz.ladder import Ladder, climb, num_levels
 from pyro_ebm.logz.path import Path, Walkers
@@ -491,3 +492,24 @@ WRONG = {
 def test_refuses_and_names_the_argument(message):
     with pytest.raises(ValueError, match=message):
         WRONG[message]()
+
+
+def test_the_effective_number_of_weights_has_its_formula_whatever_their_scale():
+    log_weights = 7.0 + tensor([1.0, 2.0, 3.0]).log()
+    torch.testing.assert_close(weight_ess(log_weights), tensor(36.0 / 14.0))
+
+
+@pytest.mark.parametrize("kernel", [MALA, HMC])
+def test_walkers_with_a_step_size_each_move_as_they_do_with_one(kernel):
+    target = Boltzmann(Gaussian(tensor([1.0, -2.0]), tensor([[2.0, 0.5], [0.5, 1.0]])))
+    path = logz.plan(target, kernel=kernel()).path
+    walkers = path.draw_base(40, torch.Generator().manual_seed(1))
+    sizes = tensor([0.1, 0.3]).repeat(20)
+
+    def moved(step_size):
+        generator = torch.Generator().manual_seed(2)
+        return path.move(walkers, tensor(0.7), step_size, 1, generator)[0].z
+
+    for size in (0.1, 0.3):
+        own = sizes == size
+        torch.testing.assert_close(moved(sizes)[own], moved(tensor(size))[own])
