@@ -14,7 +14,6 @@ import platform
 import time
 import warnings
 from pathlib import Path
-from types import TracebackType
 
 try:
     import fcntl
@@ -66,12 +65,7 @@ class Lock:
         self._file = file
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         file, self._file = self._file, None
         if file in _held:  # and not in a fork, which has let go of it
             _held.remove(file)
