@@ -1,5 +1,6 @@
 """Objectives converge where theory says, under SVI as in a bare loop."""
 
+import gc
 import math
 from functools import partial
 
@@ -491,6 +492,26 @@ def test_an_energy_that_ignores_its_condition_is_refused():
         surrogate(False, label=label)
     with pytest.raises(ValueError, match="ignores its condition unused"):
         surrogate(True, label=label, unused=more)
+
+
+def test_an_energy_at_the_address_of_a_good_one_is_another_one():
+    label, x = tensor([0, 1, 1, 2, 0]), torch.randn(5)
+    objective = ContrastiveDivergence(MALA(step_size=0.1))
+
+    def surrogate(energy):
+        objective.surrogate(ebm.Boltzmann(partial(energy, label=label), event_shape=()), x)
+
+    addresses, reused = set(), 0
+    while reused < 3:
+        good = Additive(uses_label=True)
+        addresses.add(id(good))
+        surrogate(good)
+        del good
+        gc.collect()
+        bad = Additive(uses_label=False)
+        reused += id(bad) in addresses
+        with pytest.raises(ValueError, match="ignores its condition label"):
+            surrogate(bad)
 
 
 @pytest.mark.parametrize("objective", ["cd", "pcd", "dsm"])

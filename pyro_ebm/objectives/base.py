@@ -21,6 +21,7 @@ __all__ = [
 
 import copy
 import warnings
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ class Objective(ELBO):
         self.evaluations: dict[str, Evaluation] = {}
         """What Pyro's last run of the model asked of each site."""
         self.elbo = Trace_ELBO() if elbo is None else elbo
-        self._checked: set[tuple[int, bool, torch.dtype]] = set()
+        self._checked: set[tuple[weakref.ref, bool, torch.dtype]] = set()
 
     @abstractmethod
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:
@@ -197,8 +198,11 @@ class Objective(ELBO):
         _check_data(boltzmann, value, data)
         module = module_of(boltzmann.energy)
         conditional = module is not boltzmann.energy
-        seen = (id(module), conditional, x.dtype)
-        if module is None or seen in self._checked:
+        if module is None:
+            return
+        # Not by id: a later energy may be given the address of one that is gone.
+        seen = (weakref.ref(module), conditional, x.dtype)
+        if seen in self._checked:
             return
         if conditional and not check_uses_conditions(boltzmann.energy, value, name):
             return
