@@ -132,7 +132,9 @@ def report_of_chains(rows):
     for row in rows:
         if row["part"] == "critical":
             text = f"  {row['what']:14}{1e3 * row['seconds_per_step']:8.2f} ms a step"
-            print(text + (f"  ESS {row['ess_per_second']:8.2f}/s" if "ess" in row else ""))
+            for key, word in {"ess_per_second": "", "ess_per_second_at_most": "at most "}.items():
+                text += f"  ESS {word}{row[key]:.4g}/s" if key in row else ""
+            print(text)
     for row in rows:
         for what, truth in {"energy": "exact", "magnetisation": "onsager"}.items():
             if truth in row:
