@@ -22,7 +22,7 @@ from pyro.infer import SVI
 
 import pyro_ebm as ebm
 from benchmarks import results
-from pyro_ebm.checkpoint import Checkpoints
+from pyro_ebm.runs.checkpoint import Checkpoints
 
 CHAINS, MOVED, BATCH = 2_048, 256, 256
 WARMED_UP = 0.5

@@ -14,12 +14,12 @@ from . import (
 )
 from .compare import compare
 from .distributions import Boltzmann, energy_factor
-from .draws import Draws
 from .export import to_arviz
 from .map_estimate import MAPEstimate, map_estimate
 from .mcmc import MCMC
 from .objectives.base import no_guide
 from .restoring import denoise, inpaint
+from .runs.draws import Draws
 from .version import __version__
 
 __all__ = [

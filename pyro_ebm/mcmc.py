@@ -19,17 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .arguments import check_count
-from .checkpoint import (
-    Checkpoints,
-    plain,
-    random_state,
-    rebuilt,
-    set_random_state,
-)
 from .distributions import Boltzmann
-from .draws import Draws, refuse_draws
 from .engine import Compile
-from .fingerprint import of_run, same_run, same_target
 from .kernels.acceleration import History, Runner
 from .kernels.adaptation import Adaptation
 from .kernels.base import Kernel
@@ -39,9 +30,18 @@ from .kernels.transition import State, blocks, seeded_generator, statistics
 from .layout import cat_in_order, chains_innermost
 from .potential import Model
 from .ranks.group import first_ahead, gathered, num_ranks, own_stream, rank, wait
-from .results import Results
-from .sharding import own_chains, parts_of_all_ranks, take_own, widest
-from .signals import Signals
+from .runs.checkpoint import (
+    Checkpoints,
+    plain,
+    random_state,
+    rebuilt,
+    set_random_state,
+)
+from .runs.draws import Draws, refuse_draws
+from .runs.fingerprint import of_run, same_run, same_target
+from .runs.results import Results
+from .runs.sharding import own_chains, parts_of_all_ranks, take_own, widest
+from .runs.signals import Signals
 
 HANDED_OVER_STEPS = 64
 HANDED_OVER_NUMBERS = 2**23

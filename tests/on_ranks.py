@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import nn
 
 import pyro_ebm as ebm
-from pyro_ebm.checkpoint import plain, rebuilt
 from pyro_ebm.kernels import MALA, MAMS, MCLMC, NUTS, ChEES, ParallelTempering, transition
 from pyro_ebm.potential import Potential
-from pyro_ebm.sharding import take_own
+from pyro_ebm.runs.checkpoint import plain, rebuilt
+from pyro_ebm.runs.sharding import take_own
 
 SHAPE = torch.tensor([0.7, 3.0], dtype=torch.float64)
 """Of two Gamma variables, of which the logs are sampled: skewed, and all is known of them."""

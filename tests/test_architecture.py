@@ -31,10 +31,7 @@ LAYERS = [
     {"kernels"},
     {
         "mcmc",
-        "draws",
-        "fingerprint",
-        "results",
-        "sharding",
+        "runs",
         "objectives",
         "logz",
         "export",
@@ -43,7 +40,7 @@ LAYERS = [
         "restoring",
     },
     {"zoo"},
-    {"compare", "report", "scorecard"},
+    {"compare"},
 ]
 """From the bottom up: a unit may import those below it and those beside it, but for STRANGERS."""
 
@@ -59,10 +56,6 @@ APART = {
     "ranks": set(),
     "printing": set(),
     "validation": set(),
-    "arrays": {"layout"},
-    "signals": set(),
-    "lock": set(),
-    "checkpoint": {"version", "lock"},
     "plotting": {"energies"},
 }
 """Units that anybody may import, and all that they may import themselves."""

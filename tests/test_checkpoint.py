@@ -19,10 +19,10 @@ from discrete_cases import DISCRETE, DISCRETE_KERNELS
 from torch.utils._pytree import tree_leaves
 
 import pyro_ebm as ebm
-from pyro_ebm.checkpoint import Checkpoints
 from pyro_ebm.energies import Banana, Gaussian
 from pyro_ebm.kernels import HMC, MALA, SGLD, Alternating, ChEES, Gibbs
-from pyro_ebm.signals import Signals
+from pyro_ebm.runs.checkpoint import Checkpoints
+from pyro_ebm.runs.signals import Signals
 
 
 def curved(scale=1.0):
@@ -482,7 +482,7 @@ def test_two_damaged_checkpoints_are_an_error(tmp_path, monkeypatch):
 )
 def test_another_version_is_refused(name, value, message, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(f"pyro_ebm.checkpoint.{name}", value)
+        patch.setattr(f"pyro_ebm.runs.checkpoint.{name}", value)
         stopped(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=message):
         make(folder=tmp_path).run()
@@ -536,7 +536,7 @@ class Evil:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_ebm.checkpoint.plain", lambda x: x)
+    monkeypatch.setattr("pyro_ebm.runs.checkpoint.plain", lambda x: x)
     kept = Checkpoints(tmp_path)
     kept.save(1, {"x": Evil()})
     with pytest.raises(ValueError, match="holds code, and none of it was run"):

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from pyro_ebm.compare import compare
 from pyro_ebm.compare.memory import PeakMemory
 from pyro_ebm.compare.passes import Passes
+from pyro_ebm.compare.scorecard import Row, Scorecard
 from pyro_ebm.energies import MLP
 from pyro_ebm.kernels import MALA
 from pyro_ebm.metrics import Estimate
 from pyro_ebm.objectives import DenoisingScoreMatching, PersistentCD
-from pyro_ebm.scorecard import Row, Scorecard
 from pyro_ebm.zoo import EBM, VAE, Autoregressive, Diffusion, Independent, Training
 from pyro_ebm.zoo.base import Generative, Likelihood
 

@@ -16,8 +16,8 @@ from pyro_ebm.compare import bench, compare, load, make
 from pyro_ebm.compare.__main__ import main, run
 from pyro_ebm.compare.data import DATASETS
 from pyro_ebm.compare.models import MODELS
-from pyro_ebm.report import page
-from pyro_ebm.scorecard import Row, Scorecard
+from pyro_ebm.compare.report import page
+from pyro_ebm.compare.scorecard import Row, Scorecard
 from pyro_ebm.zoo.base import Generative, Likelihood
 from pyro_ebm.zoo.training import Training
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.distributions import ExpTransform, StickBreakingTransform, identity_transform
 
-from pyro_ebm.draws import Draws
 from pyro_ebm.potential import Potential, Site
+from pyro_ebm.runs.draws import Draws
 
 SITES = [
     Site("loc", torch.Size([]), identity_transform, ()),
@@ -79,7 +79,7 @@ def store(request, tmp_path):
 @pytest.fixture(params=[1, 2**21])
 def piece(request, monkeypatch):
     """How much of a block is worked on at once: what comes out must not depend on it."""
-    monkeypatch.setattr("pyro_ebm.draws.PIECE", request.param)
+    monkeypatch.setattr("pyro_ebm.runs.draws.PIECE", request.param)
 
 
 @pytest.mark.usefixtures("piece")
@@ -228,7 +228,7 @@ def test_a_folder_says_what_is_there(tmp_path):
 
 
 def test_a_block_counts_wholly_or_not_at_all(store, monkeypatch):
-    monkeypatch.setattr("pyro_ebm.draws.PIECE", 1)
+    monkeypatch.setattr("pyro_ebm.runs.draws.PIECE", 1)
     z, stats = steps(9)
     target = over(*SITES)
     draws = Draws(target, 9, NUM_CHAINS, thin=3, store=store)
@@ -349,7 +349,7 @@ IN_ANOTHER_PROCESS = """
 import resource, sys
 import torch
 from torch.distributions import identity_transform
-from pyro_ebm.draws import Draws
+from pyro_ebm.runs.draws import Draws
 from pyro_ebm.potential import Potential, Site
 
 torch.set_num_threads(1)

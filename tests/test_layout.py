@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import pyro_ebm as ebm
-from pyro_ebm.draws import Draws
 from pyro_ebm.engine import compile_scan, loop
 from pyro_ebm.kernels.transition import normal_like
 from pyro_ebm.layout import (
@@ -18,6 +17,7 @@ from pyro_ebm.layout import (
     stored,
 )
 from pyro_ebm.potential import Potential
+from pyro_ebm.runs.draws import Draws
 
 ORDERS = [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pyro_ebm as ebm
-from pyro_ebm.checkpoint import Checkpoints
-from pyro_ebm.lock import Lock
+from pyro_ebm.runs.checkpoint import Checkpoints
+from pyro_ebm.runs.lock import Lock
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pyro_ebm"])

@@ -14,7 +14,7 @@ from on_ranks import NUM_CHAINS, NUM_STEPS, SHAPE, kernels, log_gamma, mcmc
 
 import pyro_ebm as ebm
 from pyro_ebm.kernels import MALA
-from pyro_ebm.sharding import put_together
+from pyro_ebm.runs.sharding import put_together
 
 HERE = pathlib.Path(__file__).parent
 
@@ -228,7 +228,7 @@ def test_a_rank_that_dies_ends_the_others(seen):
 
 
 def test_more_ranks_than_chains_are_refused(monkeypatch):
-    monkeypatch.setattr("pyro_ebm.sharding.num_ranks", lambda: 3)
+    monkeypatch.setattr("pyro_ebm.runs.sharding.num_ranks", lambda: 3)
     with pytest.raises(ValueError, match="num_chains must be at least the 3 ranks, got 2"):
         mcmc(MALA(potential_fn=log_gamma), 2, 2, num_chains=2).run()
 

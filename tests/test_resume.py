@@ -20,7 +20,6 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ebm as ebm
-from pyro_ebm.checkpoint import Checkpoints, plain
 from pyro_ebm.energies import MLP, Banana, Energy, Ising
 from pyro_ebm.kernels import MALA, ULA, Gibbs
 from pyro_ebm.objectives import (
@@ -42,6 +41,7 @@ from pyro_ebm.objectives import (
     SlicedScoreMatching,
     TrainingDiverged,
 )
+from pyro_ebm.runs.checkpoint import Checkpoints, plain
 
 NUM_STEPS = 7
 

@@ -63,7 +63,7 @@ FAULTS = [
         ),
     ),
     *group(
-        "draws.py",
+        "runs/draws.py",
         "test_draws.py",
         (
             "thinning keeps the first of each",
@@ -157,7 +157,7 @@ FAULTS = [
         ),
     ),
     *group(
-        "arrays.py",
+        "runs/arrays.py",
         "test_draws.py",
         (
             "a block is written over the last",
@@ -166,7 +166,7 @@ FAULTS = [
         ),
     ),
     *group(
-        "results.py",
+        "runs/results.py",
         "test_mcmc.py",
         (
             "acceptance over the draws that are kept",

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from ..fingerprint import describe
-from ..scorecard import Row, Scorecard
+from ..runs.fingerprint import describe
 from .data import DATASETS, Dataset, load
 from .fitted import Fitted
 from .models import MODELS, make
+from .scorecard import Row, Scorecard
 from .side_by_side import compare
 
 

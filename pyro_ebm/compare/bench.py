@@ -19,12 +19,12 @@ from ..metrics.known_law import kl_divergence, mode_weights
 from ..metrics.neighbours import data_copying, precision_recall
 from ..metrics.restoration import restoration_error
 from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
-from ..scorecard import Row
 from ..zoo.base import Generative
 from .composing import Parts, composition
 from .fitted import Fitted
 from .memory import PeakMemory
 from .passes import Passes
+from .scorecard import Row
 
 REFERENCE = "(train data)"
 """The name of the row of real data against real data."""

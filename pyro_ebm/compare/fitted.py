@@ -9,9 +9,9 @@ import json
 import os
 from pathlib import Path
 
-from ..scorecard import Row
 from ..version import __version__
 from ..zoo.base import Generative
+from .scorecard import Row
 
 
 class Fitted:

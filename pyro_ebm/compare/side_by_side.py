@@ -15,11 +15,11 @@ from torch import Tensor
 from ..datasets import Toy
 from ..mcmc import MCMC
 from ..plotting import histograms, sample_grids, traces, training_curves
-from ..scorecard import Scorecard
 from ..zoo.base import Generative, check_data
 from .bench import Bench, Source
 from .composing import parts_of
 from .fitted import Fitted
+from .scorecard import Scorecard
 from .spread import over_seeds
 
 CAVEAT_OF_ONE_SEED = (

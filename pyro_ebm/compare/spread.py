@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..metrics.base import Estimate
-from ..scorecard import COUNTS, ESTIMATES, Row
+from .scorecard import COUNTS, ESTIMATES, Row
 
 
 def over_seeds(rows: Mapping[int, Row]) -> Row:

@@ -22,10 +22,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..checkpoint import compare, random_state, set_random_state
 from ..distributions import Boltzmann, base_distribution
 from ..energies.base import module_of
 from ..guards import unconstrained_parameter
+from ..runs.checkpoint import compare, random_state, set_random_state
 from .base import Objective
 from .memory import put, shapes
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import compare, plain, rebuilt
+from ..runs.checkpoint import compare, plain, rebuilt
 
 PARAMETER, GENERATOR = "parameter", "generator of"
 

@@ -20,8 +20,8 @@ from pyro.infer import SVI
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..checkpoint import rebuilt
 from ..potential import Potential
+from ..runs.checkpoint import rebuilt
 from .base import CONTRASTIVE, Evaluation
 from .checkpoint import objective_of
 

@@ -16,9 +16,9 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..checkpoint import Checkpoints, compare, random_state, set_random_state
-from ..fingerprint import describe
-from ..signals import Signals
+from ..runs.checkpoint import Checkpoints, compare, random_state, set_random_state
+from ..runs.fingerprint import describe
+from ..runs.signals import Signals
 from .base import Objective
 from .checkpoint import (
     Waiting,

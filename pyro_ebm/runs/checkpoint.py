@@ -34,8 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..version import __version__
 from .lock import Lock
-from .version import __version__
 
 FORMAT = 1
 """The layout of a checkpoint. The three lines before the state are the same in all formats."""
@@ -303,7 +303,7 @@ def plain(x: Any) -> Any:  # noqa: ANN401  a tree of anything that can be kept
         TypeError: If there is anything else in it.
 
     Example:
-        >>> from pyro_ebm.draws import Moments
+        >>> from pyro_ebm.runs.draws import Moments
         >>> rebuilt(plain([Moments(torch.ones(()), 2.0), None]))
         [Moments(mean=tensor(1.), variance=2.0), None]
     """

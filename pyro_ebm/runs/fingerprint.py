@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ..kernels.base import Kernel
+from ..kernels.recall import OF_THE_TARGET
+from ..potential import Potential
 from .checkpoint import compare
-from .kernels.base import Kernel
-from .kernels.recall import OF_THE_TARGET
-from .potential import Potential
 
 
 def of_run(kernel: Kernel, potential: Potential, **settings: object) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
-from .diagnostics import bulk_ess, nested_r_hat, split_r_hat
+from ..diagnostics import bulk_ess, nested_r_hat, split_r_hat
+from ..printing import summary_table
+from ..ranks.group import rank
 from .draws import Draws
-from .printing import summary_table
-from .ranks.group import rank
 
 
 class Results(AbstractMCMC):

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import chains_innermost, memory_order, restored, stored
+from ..potential import Potential
+from ..ranks.group import gathered, num_ranks, rank, wait
+from ..version import __version__
 from .arrays import Arrays, write
-from .layout import chains_innermost, memory_order, restored, stored
-from .potential import Potential
-from .ranks.group import gathered, num_ranks, rank, wait
-from .version import __version__
 
 FORMAT = 1
 """The layout of a folder of draws."""

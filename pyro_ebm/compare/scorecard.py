@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .metrics.base import Estimate
+from ..metrics.base import Estimate
+from ..zoo.base import Kind
 from .report import page
-from .zoo.base import Kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

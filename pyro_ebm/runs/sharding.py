@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..kernels.acceleration import History
+from ..kernels.adaptation import Moments
+from ..kernels.length import Spread
+from ..ranks.group import gathered_by_first, num_ranks, rank, share
 from .checkpoint import plain, rebuilt
 from .draws import Sums
-from .kernels.acceleration import History
-from .kernels.adaptation import Moments
-from .kernels.length import Spread
-from .ranks.group import gathered_by_first, num_ranks, rank, share
 
 IN_COMMON = ("step", "finished", "engine", "runner", "random", "rejoined", "warmup_time", "spent")
 

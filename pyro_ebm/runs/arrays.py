@@ -16,7 +16,7 @@ import torch
 from numpy.lib.format import open_memmap, write_array_header_1_0
 from torch import Tensor
 
-from .layout import empty_like
+from ..layout import empty_like
 
 
 class Arrays:
