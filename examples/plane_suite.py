@@ -7,6 +7,8 @@ may leave one out: the last table says by how much, from several seeds of traini
 is of densities that are multiplied: two models, of two parts of the modes, whose product is known.
 
     python examples/plane_suite.py --out report/
+
+A run that was stopped, and is called again, reads the models that it had fitted.
 """
 
 import argparse
@@ -17,20 +19,24 @@ import torch
 
 import pyro_ebm as ebm
 from pyro_ebm.compare import load, make
+from pyro_ebm.compare.fitted import Fitted
 from pyro_ebm.zoo import EBM, Training
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", default="report/", help="where to save the pages")
+parser.add_argument("--data", help="some of the densities, by name, with commas; all by default")
 parser.add_argument("--smoke", action="store_true", help="a run of a few seconds")
 parser.add_argument("--full", action="store_true", help="train for four times as long")
 parser.add_argument("--seeds", type=int, default=2, help="of training, in the last table")
 args = parser.parse_args()
 
 torch.set_num_threads(1)  # matrices this small gain nothing from a second thread
-SUITE = ("two_moons", "eight_gaussians", "rings", "pinwheel", "checkerboard", "two_modes")
+SUITE = ("two_modes", "two_moons", "eight_gaussians", "rings", "pinwheel", "checkerboard")
 FAMILIES = ("ebm", "flow", "autoregressive", "diffusion", "vae", "gan", "mixture", "independent")
 if args.smoke:
-    SUITE, FAMILIES, args.seeds = SUITE[-1:], FAMILIES[-2:], 1
+    SUITE, FAMILIES, args.seeds = SUITE[:1], FAMILIES[-2:], 1
+if args.data:
+    SUITE = tuple(args.data.split(","))
 
 
 def maker(name, data):
@@ -38,22 +44,26 @@ def maker(name, data):
 
 
 def compared(models, data, **kwargs):
-    return ebm.compare(models, data.train, data.test, law=data.law, progress=False, **kwargs)
+    kept = Fitted(Path(args.out) / "fitted", f"{data.name}, {args.full}, {args.smoke}")
+    kwargs = {"law": data.law, "kept": kept, "progress": False, **kwargs}
+    return ebm.compare(models, data.train, data.test, **kwargs)
 
 
-kl = {}
+kl, products = {}, []
 for source in SUITE:
     data = load(source, quick=not args.full)
     models = {name: maker(name, data) for name in FAMILIES}
     card = compared(models, data, composition=source == "two_modes")
     card.save(Path(args.out) / source)
     kl[source] = {row["model"]: row.get("KL (nats)", "–") for row in card.table()}
+    if source == "two_modes":
+        products = card.rows
 print("divergence from the law of the data (nats): = by quadrature, ≤ of a bound")
 print(f"{'':16}" + "".join(f"{source:>18}" for source in SUITE))
 for name in FAMILIES:
     print(f"{name:16}" + "".join(f"{kl[source][name]:>18}" for source in SUITE))
 print("\ntwo models of two modes, of the right part and the upper, multiplied: energy distance")
-for row in card.rows:
+for row in products:
     print(f"{row.model:16} {row.cells()['composition']:>18}")
 
 
@@ -84,4 +94,4 @@ for row in card.rows:
     print(f"{row.model:20} {row.cells()['weight error']:>18}   KL {row.cells()['KL (nats)']}")
 print(f"\nthe page: {card.save(Path(args.out) / 'weights')}")
 assert card["mixture"].mode_error.value < 0.05
-assert abs(float(kl["two_modes"]["mixture"].split()[1])) < 0.05
+assert card["mixture"].kl.value < 0.05

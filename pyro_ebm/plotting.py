@@ -111,7 +111,7 @@ def histograms(
         >>> figure.get_axes()[0].get_ylabel()
         'density (1/nat)'
     """
-    figure, axes = _panels(len(panels), width=4.0, height=2.8)
+    figure, axes = _panels(len(panels), width=4.0, height=2.8, columns=min(3, len(panels)))
     for ax, (title, sets) in zip(axes, panels.items(), strict=False):
         low, high = _window([scores.detach().double().cpu() for scores in sets.values()])
         edges = torch.linspace(low, high, bins + 1).tolist()
@@ -148,13 +148,16 @@ RECORDS = [
     ("energy (nats)", ["data energy", "chain energy"]),
     ("acceptance", ["acceptance"]),
     ("gradient norm", ["gradient norm"]),
-    ("chains, in spreads of the data", ["chain distance", "chain spread"]),
+    ("chains (spreads of the data)", ["chain distance", "chain spread"]),
 ]
 """The panels of training: what is on the axis, and the records that share it."""
 
+LABEL_WIDTH = 22
+"""How many letters fit along the axis of such a panel."""
+
 
 def training(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Draws one training run: its loss by the right name, energies, acceptance and gradients.
+    r"""Draws one training run: its loss by the right name, energies, acceptance and gradients.
 
     Args:
         history: The records by name, one number for each step: those of a
@@ -167,7 +170,7 @@ def training(history: Mapping[str, Sequence[float]]) -> Figure:
     Example:
         >>> figure = training({"contrastive loss": [0.3, 0.1], "acceptance": [0.9, 0.6]})
         >>> [ax.get_ylabel() for ax in figure.get_axes()]
-        ['contrastive loss (no progress)', 'acceptance']
+        ['contrastive loss\n(no progress)', 'acceptance']
     """
     panels = _shared(history)
     if not panels:
@@ -179,7 +182,7 @@ def training(history: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draws what was recorded in training: a row for each model, a panel for each quantity.
+    """Draws what was recorded in training: panel after panel, those of a model side by side.
 
     The grey line is the record, the dark one its running mean over a hundredth of the steps.
 
@@ -188,19 +191,18 @@ def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> F
 
     Example:
         >>> figure = training_curves({"vae": {"loss": [3.0, 2.0, 1.0]}})
-        >>> figure.get_axes()[0].get_ylabel()
-        'loss (nats per example)'
+        >>> figure.get_axes()[0].get_title()
+        'vae'
     """
-    rows = {model: _shared(history) for model, history in histories.items()}
-    columns = max(map(len, rows.values()))
-    figure, axes = _panels(len(rows) * columns, width=3.2, height=2.2, columns=columns)
-    for row, (model, panels) in enumerate(rows.items()):
-        here = axes[row * columns : (row + 1) * columns]
-        for ax, (label, records) in zip(here, panels.items(), strict=False):
-            _draw_records(ax, label, records)
-            ax.set_title(model)
-        for ax in here[len(panels) :]:
-            ax.axis("off")
+    panels = [
+        (model, label, records)
+        for model, history in histories.items()
+        for label, records in _shared(history).items()
+    ]
+    figure, axes = _panels(len(panels), width=3.2, height=2.2)
+    for ax, (model, label, records) in zip(axes, panels, strict=True):
+        _draw_records(ax, label, records)
+        ax.set_title(model)
     return figure
 
 
@@ -222,10 +224,18 @@ def _draw_records(ax: Axes, label: str, records: Mapping[str, Sequence[float]]) 
         steps = range(width - 1, len(record))
         ax.plot(steps, mean, color=colour, linestyle=dash, linewidth=1.2, label=name)
         means += [value for value in mean if math.isfinite(value)]
-    ax.set(xlabel="training step", ylabel=label)
+    ax.set(xlabel="training step", ylabel=_broken(label))
     if means:
         _clip(ax, means)
+    if len(records) > 1:
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
     _legend(ax)
+
+
+def _broken(label: str) -> str:
+    """Breaks a label that is longer than its axis, before what is in brackets."""
+    return label if len(label) <= LABEL_WIDTH else label.replace(" (", "\n(")
 
 
 def _clip(ax: Axes, mean: list[float]) -> None:

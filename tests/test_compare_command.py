@@ -267,8 +267,8 @@ def test_known_law_tells_a_right_model_from_a_wrong_one():
 
 def test_page_keeps_unlike_kinds_apart_when_sorted():
     cells = ["= -1.5 ± 0.1", "≥ -1.2 ± 0.1", "–", "≈ 1,234.5 ± 3", "-inf ± nan", "0.2 ± 0.1"]
-    text = page([{"model": "a", "x": cell} for cell in cells], [], {}, [], {})
-    rows = [line for line in text.splitlines() if line.startswith("<tr><th")]
+    text = page({"": [{"model": "a", "x": cell} for cell in cells]}, {}, {}, [], {})
+    rows = [line for line in text.splitlines() if line.startswith("<tr data-row")]
     groups = [row.split('<td data-group="')[1].split('"')[0] for row in rows]
     values = [row.split('data-value="')[2].split('"')[0] for row in rows]
     assert len({*groups[:2], groups[3]}) == 3

@@ -50,10 +50,22 @@ def test_every_axis_is_labelled(name):
 
 def test_a_loss_that_is_no_progress_says_so():
     figure = FIGURES["one training"]()
-    labels = [ax.get_ylabel() for ax in figure.get_axes() if ax.axison]
+    labels = [" ".join(ax.get_ylabel().split()) for ax in figure.get_axes() if ax.axison]
     assert labels == ["contrastive loss (no progress)", "energy (nats)", "energy gap of x"]
     legend = figure.get_axes()[1].get_legend().get_texts()
     assert [text.get_text() for text in legend] == ["data energy", "chain energy"]
+
+
+def test_no_label_of_training_is_longer_than_its_axis():
+    """Nor does a legend lie on what it names, where the curves are flat."""
+    names = [name for _, names in plotting.RECORDS for name in names]
+    figure = plotting.training_curves({"ebm": {name: [1.0, 2.0, 3.0] for name in names}})
+    figure.draw_without_rendering()
+    for ax in filter(lambda ax: ax.axison, figure.get_axes()):
+        assert ax.yaxis.label.get_window_extent().height < 1.15 * ax.bbox.height
+        for legend in filter(None, [ax.get_legend()]):
+            below = ax.transData.inverted().transform(legend.get_window_extent())[0, 1]
+            assert below > 2.9
 
 
 def test_no_figure_enters_the_global_state():

@@ -112,7 +112,9 @@ class Row:
             return "–"
         if name in self.spread:
             return str(Estimate(number, self.spread[name]))
-        return f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+        if isinstance(number, int):
+            return f"{number:,}"
+        return f"{float(f'{number:.3g}'):,.0f}" if 1000 <= number < 1e12 else f"{number:.3g}"
 
     def _signed(self, name: str, signs: dict[Kind, str]) -> str:
         estimate = getattr(self, name)
@@ -185,8 +187,8 @@ _COUNTED = {
 class Scorecard:
     """What :func:`pyro_ebm.compare.compare` measured.
 
-    ``str(card)`` is the table. There is no overall rank; :meth:`rankings` ranks likelihoods within
-    a kind.
+    ``str(card)`` is the table, in parts that fit a screen. There is no overall rank;
+    :meth:`rankings` ranks likelihoods within a kind.
 
     Example:
         >>> card = Scorecard([Row("a", "exact", Estimate(-1.25, 0.03)), Row("b", "none")])
@@ -249,12 +251,13 @@ class Scorecard:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        table = self.table()
-        lines = [list(table[0]), *(list(row.values()) for row in table)] if table else []
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            yield "  ".join(cells).rstrip()
+        for i, table in enumerate(self._sections().values()):
+            yield from [""] if i else []
+            lines = [list(table[0]), *(list(row.values()) for row in table)]
+            widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            for line in lines:
+                cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+                yield "  ".join(cells).rstrip()
         for row in self.rows:
             yield from (f"{row.model}: {said}" for said in (*row.errors, *row.notes))
 
@@ -282,11 +285,31 @@ class Scorecard:
             except Exception as error:  # noqa: BLE001 - the table must stand
                 drawn[name] = f"{type(error).__name__}: {error}"
         report = directory / "report.html"
-        errors = [f"{row.model}: {error}" for row in self.rows for error in row.errors]
-        gaps = [f"{row.model}: {note}." for row in self.rows for note in row.notes]
-        text = page(self.table(), errors, self.protocol, [*self.caveats, *gaps], drawn)
+        remarks = {
+            "failed": [f"{row.model}: {error}" for row in self.rows for error in row.errors],
+            "missing": self._gaps(),
+        }
+        text = page(self._sections(), remarks, self.protocol, self.caveats, drawn)
         report.write_text(text, encoding="utf-8")
         return report
+
+    def _sections(self) -> dict[str, list[dict[str, str]]]:
+        """Parts the table by what its columns are about, so that each fits a page."""
+        table = self.table()
+        parts = {}
+        for heading, words in SECTIONS.items():
+            columns = [c for c in (table[0] if table else ()) if c.split()[0] in words]
+            if columns:
+                parts[heading] = [{c: row[c] for c in ("model", *columns)} for row in table]
+        return parts
+
+    def _gaps(self) -> list[str]:
+        """Says once what could not be measured of which models, and why."""
+        models: dict[str, list[str]] = {}
+        for row in self.rows:
+            for note in row.notes:
+                models.setdefault(note, []).append(row.model)
+        return [f"{', '.join(names)}: {note}" for note, names in models.items()]
 
     def to_csv(self) -> str:
         """Returns every number, a row for each model."""
@@ -307,12 +330,17 @@ class Scorecard:
 
 _ALWAYS = ("model", "log p (nats)", "kind")
 
-_ORDER = (
-    "model", "log", "kind", "KL", "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall",
-    "copying", "inpainting", "denoising", "composition", "AUROC", "train", "s", "sample",
-    "evaluations", "parameters",
-)  # fmt: skip
-"""The first words of the columns, from left to right."""
+SECTIONS = {
+    "Likelihood": ("log", "kind", "KL"),
+    "Samples": (
+        "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall", "copying",
+    ),
+    "Tasks": ("inpainting", "denoising", "composition", "AUROC"),
+    "Costs": ("train", "s", "sample", "evaluations", "parameters"),
+}  # fmt: skip
+"""The first words of the columns, from left to right, by what they are about."""
+
+_ORDER = ("model", *(word for words in SECTIONS.values() for word in words))
 
 
 def _value(estimate: Estimate | None) -> float:

@@ -23,54 +23,58 @@ from .scorecard import Scorecard
 from .spread import over_seeds
 
 CAVEAT_OF_ONE_SEED = (
-    "± is one standard error of the metric, at one seed of training: how much another seed of "
+    "±: one standard error of the metric, at one seed of training: how much another seed of "
     "training would move a number is not in it."
 )
 CAVEAT_OF_SEEDS = (
-    "Each number is the mean over {} seeds of training, and ± the standard deviation over them: "
-    "each makes, trains and draws from every model anew, on the same data. The standard error of "
-    "a metric at one seed is in the files."
+    "±: each number is the mean over {} seeds of training, and ± the standard deviation over "
+    "them: each makes, trains and draws from every model anew, on the same data. The standard "
+    "error of a metric at one seed is in the files."
 )
-CAVEATS_OF_A_LAW = [
-    "KL is the divergence of the model from the law of the data, in nats: by quadrature, with the "
-    "error of the rule where it shows; «≤», of a bound on log p, is a mean over held-out data.",
-    "Weight error is half the sum of |found - true| over the weights of the modes; a mode counts "
-    "as found with a tenth of its weight.",
-]
-CAVEAT_OF_COMPOSITION = (
-    "Composition: each family learns two parts of the law apart, what is right and what is up "
-    "(a point is kept with the probability of a sigmoid of that coordinate), and the densities of "
-    "the two models are multiplied: the energy distance, in units of the data, of draws from that "
-    "product, by chains of HMC, from draws of the product of the two true densities, by a grid."
-)
-CAVEATS = [
-    "log p is the mean over held-out data: «=» exact, «≥» a lower bound in expectation, «≈» an "
+CAVEATS = {
+    "log p": "the mean over held-out data: «=» exact, «≥» a lower bound in expectation, «≈» an "
     "estimate. Numbers of unlike kinds are not ranked together, and of two bounds the lower may "
     "be the looser.",
-    "MMD² is 0 and C2ST 0.5 where samples cannot be told from held-out data. SW, the sliced "
-    "Wasserstein distance in units of the data, is above 0 even then. The row (train data) is the "
-    "floor: real data against real data.",
-    "Precision: how many samples lie among held-out data; recall: how many of those lie among "
-    "samples. What data against data give, and not 1, is the best that can be expected.",
-    "Copying: how often a sample is nearer to the training data than held-out data are; 0.5 is "
+    "KL": "the divergence of the model from the law of the data: by quadrature, with the error of "
+    "the rule where it shows; «≤», of a bound on log p, is a mean over held-out data.",
+    "weight error": "half the sum of |found - true| over the weights of the modes of the law.",
+    "modes": "how many are found, with a tenth of their weight at least.",
+    "MMD²": "0 where samples cannot be told from held-out data; it may come out below.",
+    "SW": "the sliced Wasserstein distance of samples from held-out data, in units of the data; "
+    "above 0 even of other data.",
+    "C2ST": "how often a classifier tells samples from held-out data: 0.5 where it cannot.",
+    "precision": "how many samples lie among held-out data. What data against data give, and not "
+    "1, is the best that can be expected.",
+    "recall": "how many of the held-out data lie among samples; the same holds.",
+    "copying": "how often a sample is nearer to the training data than held-out data are; 0.5 is "
     "right, 1 a copy. A model that blurs comes below, one that draws only the typical above.",
-    "Inpainting: the mean squared error of the second half of 100 held-out points (of an image, "
-    "its lower rows), given the first. Denoising: that of whole points, given readings with noise "
-    "of half the spread of the data, or with a tenth of zeros and ones flipped. Each by the mean "
-    "of 60 draws given the evidence, exact or by short chains of the model, so that a model is "
-    "charged with what its chains miss.",
-    "AUROC: how often held-out data are more typical for the model than out-of-distribution data; "
-    "0.5 is chance, below it the model prefers the latter.",
-    "Train passes: how many passes of single points through the networks training took, counted "
+    "inpainting": "the mean squared error of the second half of 100 held-out points (of an image, "
+    "its lower rows), given the first, by the mean of 60 draws given the evidence: exact, or by "
+    "short chains of the model, so that a model is charged with what its chains miss.",
+    "denoising": "the same of whole points, given readings with noise of half the spread of the "
+    "data, or with a tenth of zeros and ones flipped.",
+    "composition": "each family learns two parts of the law apart, what is right and what is up "
+    "(a point is kept with the probability of a sigmoid of that coordinate), and the densities of "
+    "the two models are multiplied: the energy distance, in units of the data, of draws from that "
+    "product, by chains of HMC, from draws of the product of the two true densities, by a grid.",
+    "AUROC": "how often held-out data are more typical for the model than out-of-distribution "
+    "data; 0.5 is chance, below it the model prefers the latter.",
+    "train (s)": "seconds of training; like s / 1,000, those of 1,000 samples, they depend on the "
+    "machine and on what else it did.",
+    "train passes": "how many passes of single points through the networks training took, counted "
     "as they happened, those of chains too; the way back of a gradient is not counted apart.",
-    "Evaluations: how often a network is evaluated for one sample, where the model says so. "
-    "Seconds depend on the machine and on what else it did.",
-    "MB: the most memory that training, or drawing all samples at once, held beyond what was held "
-    "before it: by the peak of the process, or by what torch allocated on a CUDA device. A few MB "
-    "are code that is loaded at its first use, by whatever model comes first; like seconds they "
-    "depend on the machine.",
-    "– stands where there is nothing to measure: a model without a likelihood, a baseline without "
-    "training. What failed is named below the table.",
+    "train (MB)": "the most memory that training held beyond what was held before it, and for "
+    "sample (MB) drawing all samples at once: by the peak of the process, or by what torch "
+    "allocated on a CUDA device. A few MB are code that is loaded at its first use, by whatever "
+    "model comes first; they depend on the machine.",
+    "evaluations": "how often a network is evaluated for one sample, where the model says so.",
+}
+"""What to know of a column, by how it begins; the card has it where the column is shown."""
+
+CAVEATS_OF_ALL = [
+    "(train data): the floor: real data against real data, in place of samples.",
+    "–: nothing to measure, as of a model without a likelihood, or a baseline without training. "
+    "What failed, and what could not be measured, is named on its own.",
 ]
 
 
@@ -159,13 +163,7 @@ def compare(
         "seed": seed if num_seeds == 1 else ", ".join(str(bench.seed) for bench in benches),
         **_versions(),
     }
-    caveats = [
-        CAVEAT_OF_ONE_SEED if num_seeds == 1 else CAVEAT_OF_SEEDS.format(num_seeds),
-        *CAVEATS,
-        *([] if law is None else CAVEATS_OF_A_LAW),
-        *([CAVEAT_OF_COMPOSITION] if composition else []),
-    ]
-    card = Scorecard([reference], protocol, caveats)
+    card = Scorecard([reference], protocol)
     # A random mixture of pixels says little; where the law is known, its divergence says more.
     card.left_out = ("SW",) if train.dim() == 4 else ("MMD²",) if law is not None else ()
     fitted, samples, scores = {}, {}, {}
@@ -176,6 +174,15 @@ def compare(
         samples[name], scores[name] = first.samples, first.scores
         if first.model is not None:
             fitted[name] = first.model
+    card.caveats = [
+        CAVEAT_OF_ONE_SEED if num_seeds == 1 else CAVEAT_OF_SEEDS.format(num_seeds),
+        *CAVEATS_OF_ALL,
+        *(
+            f"{term}: {text}"
+            for term, text in CAVEATS.items()
+            if any(column.startswith(term) for column in card.table()[0])
+        ),
+    ]
     _add_figures(card, fitted, test, samples, scores)
     return card
 
@@ -233,7 +240,11 @@ def _add_figures(
         card.figures["samples"] = lambda: sample_grids({"held-out data": test, **drawn})
     if scored := {name: sets for name, sets in scores.items() if sets}:
         card.figures["typicality"] = lambda: histograms(scored)
-    if histories := {name: model.history for name, model in models.items() if model.history}:
+    histories = {
+        name: {record: values for record, values in model.history.items() if len(values) > 1}
+        for name, model in models.items()
+    }
+    if histories := {name: history for name, history in histories.items() if history}:
         card.figures["training"] = lambda: training_curves(histories)
     for name, model in models.items():
         if model.mcmc is not None and drawn.get(name) is not None:
