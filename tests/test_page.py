@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from pyro_ebm.report import STYLE, page
+from pyro_ebm.compare.report import STYLE, page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for path in map(shutil.which, NAMES) if path), None)
