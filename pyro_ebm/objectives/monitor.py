@@ -24,11 +24,13 @@ from ..distributions import Boltzmann
 from ..energies.base import trainable_parameters
 from .base import Evaluation
 from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both, tensors
-from .readings import Readings
+from .readings import READINGS, Readings, over_ranks
 from .records import Record
 
 MIN_ACCEPTANCE = 0.01
 """Chains that accept less than this stand still."""
+
+OF_ALL = "gradient norm of all parameters"
 
 ADVICE = {
     "number": "a smaller lr, clip_norm in the optimizer, or data without outliers",
@@ -102,6 +104,8 @@ class Monitor:
     - the chains have left, with :math:`\sqrt{d^2 + s^2}` above ``max_drift`` as long;
     - their acceptance has been below 0.01 for ten times as long: a step size that is being tuned
       has time to come down.
+
+    On several ranks records are means over ranks, the same on all, and all ranks stop together.
 
     Then no update is made. Parameters, optimizer, chains with their random generators and the step
     size of the kernel are put back to a step that was sound at least ``keep_every`` steps before
@@ -244,15 +248,17 @@ class Monitor:
         norms = {p: p.grad.detach().norm().double() for p in params if p.grad is not None}
         readings = {"gradient norm": _total([n for p, n in norms.items() if p in (own or params)])}
         several = len(evaluations) > 1
-        for name, seen in evaluations.items():
-            for record, value in self._readings.of(name, seen).items():
-                readings[f"{record} of {name}" if several else record] = value
-        gradient, *values = torch.stack(
-            [_total(list(norms.values())), *(value.double() for value in readings.values())]
-        ).tolist()
         objective = objective_of(self.svi)
-        now = {"loss" if objective is None else objective.loss_name: loss}
-        now |= dict(zip(readings, values, strict=True))
+        names = ["loss" if objective is None else objective.loss_name, *readings, OF_ALL]
+        for name, seen in evaluations.items():
+            suffix = f" of {name}" if several else ""
+            names += [record + suffix for record in READINGS]
+            for record, value in self._readings.of(name, seen).items():
+                readings[record + suffix] = value
+        readings[OF_ALL] = _total(list(norms.values()))
+        values = torch.stack([value.double() for value in readings.values()]).tolist()
+        now = over_ranks({names[0]: loss, **dict(zip(readings, values, strict=True))}, names)
+        gradient = now.pop(OF_ALL)
         for name, value in now.items():
             self.history.setdefault(name, Record()).append(value)
         for name, value in (*now.items(), ("gradient norm", gradient)):
