@@ -2,8 +2,8 @@
 
 An MLP learns points of the plane as the guide says: persistent chains in a replay buffer,
 compiled, some of which begin anew; a kernel whose step size follows the energy; a monitor, an
-average of the parameters, checkpoints. The monitor keeps its records on purpose, some hundred
-bytes for each update: they are counted apart, and the rest of the memory has to be flat.
+average of the parameters, checkpoints. The monitor keeps its records on purpose, up to half a MiB
+of each: they are counted apart, and the rest of the memory has to be flat.
 """
 
 import collections
@@ -32,7 +32,6 @@ BLOCKS = 6
 MAX_Z = 5.0
 TARGET = 0.7
 """The acceptance that the step size follows."""
-SIZE_OF_FLOAT = 32
 MIB = 2**20
 COUNTS = ("tensors", "graphs", "compiled", "file descriptors", "threads")
 
@@ -122,7 +121,7 @@ def of_training(monitor, objective, energy, before):
     chains, history = objective.chains["x"], monitor.history
     moved = (chains != before["chains"]).any(-1).double().mean().item() if before else 1.0
     before["chains"] = chains.clone()
-    kept = sum(record.__sizeof__() + SIZE_OF_FLOAT * len(record) for record in history.values())
+    kept = sum(record.nbytes for record in history.values())
     latest = {name: statistics.fmean(record[-100:]) for name, record in history.items()}
     return {
         "records": kept,

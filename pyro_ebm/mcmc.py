@@ -29,7 +29,8 @@ from .kernels.gibbs import Gibbs
 from .kernels.transition import State, blocks, seeded_generator, statistics
 from .layout import cat_in_order, chains_innermost
 from .potential import Model
-from .ranks.group import first_ahead, gathered, num_ranks, own_stream, rank, wait
+from .ranks.errors import agreed, first_ahead
+from .ranks.group import gathered, largest, num_ranks, own_stream, rank
 from .runs.checkpoint import (
     Checkpoints,
     plain,
@@ -194,7 +195,6 @@ class MCMC(Results):
                     found = self._checkpoints.load() or found
                 if found is None and self.store is not None:
                     refuse_draws(self.store)
-            wait()
             first, found = self._bind(found)
             spent = found["spent"] if found else 0.0
             self._began = time.perf_counter() - spent
@@ -323,8 +323,9 @@ class MCMC(Results):
         if self._checkpoints is not None and due:
             beside = (self.store, self.store / "warmup") if self._step else ()
             of_all = parts_of_all_ranks(self._kept)
-            if of_all is not None:
-                self._checkpoints.save(self._step, of_all, beside)
+            with agreed():
+                if of_all is not None:
+                    self._checkpoints.save(self._step, of_all, beside)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a run needs to go on, as it was after the last whole block of steps.
@@ -414,8 +415,8 @@ class MCMC(Results):
             self._keep(adaptation, waiting)
             return
         by_clock = self._checkpoints.due and rank() == 0  # which alone writes
-        due = torch.tensor([by_clock, self._signals.received or 0])
-        is_due, received = gathered(due[None]).amax(0).tolist()  # on any rank: all save at once
+        # On any rank: all save at once.
+        is_due, received = largest(int(by_clock), self._signals.received or 0)
         self._signals.received = received or None
         due_now = bool(is_due or received)
         if due_now and num_ranks() > 1:  # whose blocks are not ready at the same steps

@@ -305,23 +305,47 @@ def _trained(data, own, objective, seed=0):
     return nn.utils.parameters_to_vector(energy.parameters()).detach()
 
 
+ESTIMATORS = {
+    "ais": lambda plan: ebm.logz.ais(plan, num_chains=64),
+    "smc": lambda plan: ebm.logz.smc(plan, num_particles=512, num_islands=32),
+    "importance": lambda plan: ebm.logz.importance(plan, num_samples=1600),
+    "bridge": lambda plan: ebm.logz.bridge(plan, num_chains=9, num_steps=50),
+    "thermodynamic": lambda plan: ebm.logz.thermodynamic(plan, num_chains=15, num_steps=40),
+    "stepping_stone": lambda plan: ebm.logz.stepping_stone(plan, num_chains=15, num_steps=40),
+}
+
+
 def normalise():
-    pyro.set_rng_seed(2)
+    """A law that can be drawn from, and one that replica exchange has to find."""
     energy = ebm.energies.Banana(scale=1.0, curvature=0.5)
-    made = ebm.logz.plan(ebm.Boltzmann(energy))
-    used = made.path.num_gradients
-    SAME.clear()
-    each = [ebm.logz.ais(made, num_chains=64) for _ in range(6)]
-    kept = {
-        "estimates": [(z.value, z.std_error) for z in each],
-        "same": list(SAME),
-        "truth": float(energy.log_z()),
-    }
-    together = each[0].num_gradients - used
-    before = made.path.num_gradients
-    with ebm.ranks.alone():
-        alone = ebm.logz.ais(made, num_chains=64).num_gradients - before
-    return kept | {"num_gradients": (together, alone)}
+    found = {}
+    for kind, target, truth in [
+        ("exact", ebm.Boltzmann(energy), float(energy.log_z())),
+        (
+            "found",
+            ebm.Boltzmann(lambda x: log_gamma({"x": x}), event_shape=(2,)),
+            float(SHAPE.lgamma().sum()),
+        ),
+    ]:
+        pyro.set_rng_seed(2)
+        made = ebm.logz.plan(target)
+        for name, estimate in ESTIMATORS.items():
+            used = made.path.num_gradients
+            SAME.clear()
+            each = [estimate(made) for _ in range(4)]
+            same = list(SAME)
+            together = each[0].num_gradients - used
+            before = made.path.num_gradients
+            with ebm.ranks.alone():
+                alone = estimate(made).num_gradients - before
+            found[kind, name] = {
+                "estimates": [(z.value, z.std_error, z.lower, z.upper, z.ess) for z in each],
+                "rungs": each[0].rungs,
+                "same": same,
+                "truth": truth,
+                "num_gradients": (together, alone),
+            }
+    return found
 
 
 def lose_a_rank():

@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from laws import assert_chain_mean, assert_close
-from on_ranks import NUM_CHAINS, NUM_STEPS, SHAPE, kernels, log_gamma, mcmc
+from on_ranks import ESTIMATORS, NUM_CHAINS, NUM_STEPS, SHAPE, kernels, log_gamma, mcmc
 
 import pyro_ebm as ebm
 from pyro_ebm.kernels import MALA
@@ -210,15 +210,27 @@ def test_gradients_that_only_some_ranks_have_count(seen):
     assert "same parameters" in seen[0]["train"]["unequal"]
 
 
-def test_walkers_of_all_ranks_give_one_estimate(seen):
-    one, other = (each["logz"] for each in seen)
-    assert one["estimates"] == other["estimates"]
-    values, errors = torch.tensor(one["estimates"]).T
+@pytest.mark.parametrize("kind", ["exact", "found"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_walkers_of_all_ranks_give_one_estimate(name, kind, seen):
+    one, other = (each["logz"][kind, name] for each in seen)
+    equal(one["estimates"], other["estimates"])
+    equal(one["rungs"], other["rungs"])
+    values, errors, lower, upper, _ = torch.tensor(one["estimates"]).T
     assert_close(values.mean(), one["truth"], errors.square().sum().sqrt() / len(values))
-    assert len(one["same"]) > 2
-    assert not any(one["same"])
+    assert lower.mean() < one["truth"] < upper.mean()
+    assert len(one["same"]) >= len(values)
+    assert not any(one["same"])  # each rank had walkers of its own
     together, alone = one["num_gradients"]
-    assert together > 0.75 * alone  # of one rank it would be half
+    assert together == pytest.approx(alone, rel=0.25)  # of one rank it would be half
+
+
+def test_more_ranks_than_groups_of_walkers_are_refused(monkeypatch):
+    plan = ebm.logz.plan(ebm.Boltzmann(ebm.energies.Banana(scale=1.0, curvature=0.5)))
+    monkeypatch.setattr("pyro_ebm.logz.sharing.num_ranks", lambda: 33)
+    for estimate in ESTIMATORS.values():
+        with pytest.raises(ValueError, match=r"independent groups, and that many ranks .* got 33"):
+            estimate(plan)
 
 
 def test_a_rank_that_dies_ends_the_others(seen):

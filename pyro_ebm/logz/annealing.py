@@ -26,11 +26,12 @@ from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
-from ..ranks.group import first, gathered, num_ranks, own_stream, share, total
+from ..ranks.group import first, own_stream
 from .base import LogZ, Rungs, grouped, log_mean_exp, relative_error, weight_ess
 from .ladder import draw_near
 from .path import Walkers
 from .plan import Plan, as_plan
+from .sharing import averaged, num_own, of_all_ranks, spent
 
 NUM_GROUPS = 16
 """The groups of walkers of which each gives a bound."""
@@ -113,27 +114,23 @@ def ais(
             f"num_chains must be a multiple of {NUM_GROUPS}, at least {2 * NUM_GROUPS}, and "
             f"num_rungs at least 1, got {num_chains} and {num_rungs}"
         )
-    if num_ranks() > NUM_GROUPS:
-        raise ValueError(f"ais shares its walkers among {NUM_GROUPS} ranks at most: {num_ranks()}")
+    of_rank = num_own(num_chains, NUM_GROUPS)
     made = as_plan(target, kernel, base)
     num_rungs = made.num_fine if num_rungs is None else num_rungs
     betas = first(made.rungs(int(first(torch.tensor(num_rungs)))))
-    groups = share(NUM_GROUPS)
-    num_own = (groups.stop - groups.start) * (num_chains // NUM_GROUPS)
     num_planned = made.path.num_gradients
     with own_stream():
         generator = seeded_generator(made.scouts.device)
-        walkers = made.path.draw_base(num_own, generator)
+        walkers = made.path.draw_base(of_rank, generator)
         log_w, accept_prob = anneal(made, walkers, betas, generator)
-        log_w, accept_prob = gathered(log_w.T).T, gathered(accept_prob[None]).mean(0)
+        log_w, accept_prob = of_all_ranks(log_w, 1), averaged(accept_prob, of_rank)
         log_z = log_mean_exp(log_w, 1)
         found = Direction.of(log_w[-1])
         upper = math.inf
         if reverse:
-            down = descend(made, betas, num_own, generator)
+            down = descend(made, betas, of_rank, generator)
             upper = down.bound
             check_closed(found, down)
-    (num_gradients,) = total(torch.tensor(made.path.num_gradients - num_planned))
     return LogZ(
         found.value,
         found.std_error,
@@ -141,7 +138,7 @@ def ais(
         found.bound,
         upper,
         "ais",
-        num_planned + int(num_gradients),
+        spent(made, num_planned),
         rungs=Rungs(betas, log_z, weight_ess(log_w, 1) / num_chains, accept_prob),
     )
 
@@ -182,7 +179,7 @@ def descend(made: Plan, betas: Tensor, num_chains: int, generator: torch.Generat
     halves = betas[1] * 0.5 ** torch.arange(NUM_HALVINGS, 0, -1).to(betas)
     finer = torch.cat([betas[:1], halves, betas[1:]])
     log_r, _ = anneal(made, walkers, finer.flip(0), generator)
-    groups = log_mean_exp(gathered(log_r[-1]).reshape(NUM_GROUPS, -1), 1)
+    groups = log_mean_exp(of_all_ranks(log_r[-1]).reshape(NUM_GROUPS, -1), 1)
     groups = groups - math.log(made.covered)
     unsure = math.sqrt((1 - made.covered) / (made.covered * made.scouts.shape[1]))
     bound, error = grouped(-groups)

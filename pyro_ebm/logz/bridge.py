@@ -15,9 +15,11 @@ from ..diagnostics import bulk_ess
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
+from ..ranks.group import own_stream
 from .base import LogZ, grouped, log_mean_exp
 from .ladder import climb, num_levels
 from .plan import Plan, as_plan
+from .sharing import num_own, of_all_ranks, spent
 
 NUM_GROUPS = 16
 """The groups of draws of the base of which each gives a bound."""
@@ -61,7 +63,7 @@ def bridge(
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
-        num_chains: The number of independent chains C, at least 8.
+        num_chains: The number of independent chains C, at least 8, shared among up to 16 ranks.
         num_steps: The draws of each.
         num_samples: The draws of the base; ``num_chains * num_steps`` if not given.
         kernel: What moves the replicas: see :func:`~pyro_ebm.logz.plan`.
@@ -100,17 +102,20 @@ def bridge(
         )
     num_samples -= num_samples % NUM_GROUPS
     made = as_plan(target, kernel, base)
-    generator = seeded_generator(made.scouts.device)
-    of_base = -made.path.draw_base(num_samples, generator).excess
-    if made.path.exact:
-        excess = made.path.draw_target(num_chains * num_steps).excess
-        of_target = -excess.reshape(num_chains, num_steps)
-        ess = float(num_chains * num_steps)
-    else:
-        ladder = climb(made, num_chains, num_steps, num_levels(made), generator)
-        of_target = -ladder.excess[..., -1].T
-        ess = min(bulk_ess(of_target).item(), float(of_target.numel()))
-    return met(of_base, of_target, ess)._replace(num_gradients=made.path.num_gradients)
+    of_rank, num_planned = num_own(num_chains, num_chains), made.path.num_gradients
+    with own_stream():
+        generator = seeded_generator(made.scouts.device)
+        of_base = -made.path.draw_base(num_own(num_samples, NUM_GROUPS), generator).excess
+        if made.path.exact:
+            of_target = -made.path.draw_target(of_rank * num_steps).excess.reshape(-1, num_steps)
+        else:
+            ladder = climb(made, of_rank, num_steps, num_levels(made), generator)
+            of_target = -ladder.excess[..., -1].T
+    of_base, of_target = of_all_ranks(of_base), of_all_ranks(of_target)
+    ess = float(of_target.numel())
+    if not made.path.exact:
+        ess = min(bulk_ess(of_target).item(), ess)
+    return met(of_base, of_target, ess)._replace(num_gradients=spent(made, num_planned))
 
 
 def met(of_base: Tensor, of_target: Tensor, ess: float) -> LogZ:

@@ -12,10 +12,12 @@ import pyro.distributions as dist
 from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.transition import seeded_generator
+from ..ranks.group import own_stream
 from .base import LogZ, grouped, log_mean_exp, relative_error, weight_ess
 from .discrete import DiscretePath
 from .pareto import smoothed
 from .plan import Plan, as_plan
+from .sharing import num_own, of_all_ranks, spent
 
 NUM_GROUPS = 16
 """The groups of draws of which each gives a bound."""
@@ -43,7 +45,7 @@ def importance(
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
-        num_samples: The number of independent draws.
+        num_samples: The number of independent draws, shared among up to 16 ranks.
         base: The base, if it is not to be fitted.
 
     Returns:
@@ -72,8 +74,10 @@ def importance(
         raise ValueError(f"num_samples must be at least 100, got {num_samples}")
     made = as_plan(target, None, base)
     num_samples -= num_samples % NUM_GROUPS
-    walkers = made.path.draw_base(num_samples, seeded_generator(made.scouts.device))
-    raw = -walkers.excess
+    of_rank, num_planned = num_own(num_samples, NUM_GROUPS), made.path.num_gradients
+    with own_stream():
+        walkers = made.path.draw_base(of_rank, seeded_generator(made.scouts.device))
+    raw = of_all_ranks(-walkers.excess)
     log_w, k_hat = smoothed(raw)
     found = LogZ(
         log_mean_exp(log_w).item(),
@@ -82,7 +86,7 @@ def importance(
         -math.inf,
         math.inf,
         "importance",
-        made.path.num_gradients,
+        spent(made, num_planned),
         k_hat,
     )
     if not k_hat <= RELIABLE:

@@ -20,8 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ranks.group import first
 from .path import Walkers, taken
 from .plan import Plan
+from .sharing import averaged, of_all_ranks
 
 BURN_IN = 0.2
 """The steps that do not count, as a part of those that do."""
@@ -39,11 +41,20 @@ class Ladder(NamedTuple):
     excess: Tensor
     """V at each step, chain and rung, in nats and float64, ``(T, C, K)``."""
     z: Tensor
-    """The replicas at beta = 1, ``(T, C, *state)``."""
+    """The replicas of this rank at beta = 1, ``(T, C, *state)``."""
     accept_prob: Tensor
     """The mean acceptance of the kernel at each rung; NaN for the base, ``(K,)``."""
     swap_prob: Tensor
     """The mean acceptance of swaps of each pair, ``(K - 1,)``."""
+
+    def of_all_ranks(self) -> Ladder:
+        """Returns what the chains of all ranks did, the same on each."""
+        num_chains = self.excess.shape[1]
+        return self._replace(
+            excess=of_all_ranks(self.excess, 1),
+            accept_prob=averaged(self.accept_prob, num_chains),
+            swap_prob=averaged(self.swap_prob, num_chains),
+        )
 
 
 def climb(
@@ -53,12 +64,12 @@ def climb(
 
     Args:
         made: The plan.
-        num_chains: The number of independent chains.
+        num_chains: The number of independent chains of this rank.
         num_steps: The number of steps to keep, after a fifth as many that are not.
         num_rungs: The number of rungs above the base.
         generator: Where the noise comes from.
     """
-    path, betas = made.path, made.rungs(num_rungs)
+    path, betas = made.path, first(made.rungs(num_rungs))
     each = betas[1:].repeat_interleave(num_chains)
     step_sizes = made.step_size(each)
     start = made.near(betas[1:], num_chains, generator).flatten(0, 1)
@@ -118,4 +129,4 @@ def draw_near(made: Plan, num_walkers: int, generator: torch.Generator) -> Walke
 
 def num_levels(made: Plan) -> int:
     """How many rungs let about half of the swaps of neighbours happen, or more."""
-    return max(3, math.ceil(made.lengths[-1].item()) + 1)
+    return max(3, math.ceil(first(made.lengths[-1]).item()) + 1)

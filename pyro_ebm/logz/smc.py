@@ -17,10 +17,12 @@ from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.resampling import systematic
 from ..kernels.transition import seeded_generator
-from .annealing import Direction, check_closed, descend
+from ..ranks.group import first, own_stream
+from .annealing import NUM_GROUPS, Direction, check_closed, descend
 from .base import LogZ, Rungs, grouped, log_mean_exp, relative_error, weight_ess
 from .path import taken
 from .plan import Plan, as_plan
+from .sharing import averaged, num_own, of_all_ranks, spent
 
 RESAMPLE = 0.5
 """The effective share below which an island is resampled."""
@@ -54,7 +56,8 @@ def smc(
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
         num_particles: The number of particles, on all islands together.
-        num_islands: The number of islands, which divides it.
+        num_islands: The number of islands, which divides it; ranks share them, and in the
+            reverse direction up to 16 can.
         conditional_ess: The effective share of particles that a step in temperature may leave,
             between 0 and 1; the nearer to 1, the more steps.
         kernel: What moves the particles: see :func:`~pyro_ebm.logz.plan`.
@@ -99,15 +102,19 @@ def smc(
     check_between("conditional_ess", conditional_ess, 0, 1, inside=True)
     made = as_plan(target, kernel, base)
     gap = math.sqrt(-math.log(conditional_ess))
-    betas = made.rungs(max(1, math.ceil(made.lengths[-1].item() / gap)))
-    generator = seeded_generator(made.scouts.device)
-    found = sail(made, betas, num_particles, num_islands, generator)
-    up = found.direction()
-    upper = math.inf
-    if reverse:
-        down = descend(made, made.rungs(made.num_fine), NUM_REVERSE, generator)
-        upper = down.bound
-        check_closed(up, down)
+    length = first(made.lengths[-1]).item()
+    betas = first(made.rungs(max(1, math.ceil(length / gap))))
+    num_planned = made.path.num_gradients
+    with own_stream():
+        generator = seeded_generator(made.scouts.device)
+        found = sail(made, betas, num_particles, num_islands, generator)
+        up = found.direction()
+        upper = math.inf
+        if reverse:
+            fine = first(made.rungs(int(first(torch.tensor(made.num_fine)))))
+            down = descend(made, fine, num_own(NUM_REVERSE, NUM_GROUPS), generator)
+            upper = down.bound
+            check_closed(up, down)
     return LogZ(
         up.value,
         up.std_error,
@@ -115,7 +122,7 @@ def smc(
         up.bound,
         upper,
         "smc",
-        made.path.num_gradients,
+        spent(made, num_planned),
         rungs=found.rungs,
     )
 
@@ -148,22 +155,28 @@ def sail(
     Args:
         made: The plan.
         betas: The rungs, from 0 to 1.
-        num_particles: The number of particles, on all islands together.
-        num_islands: The number of islands.
+        num_particles: The number of particles, on all islands of all ranks together.
+        num_islands: The number of islands, of which this rank has its share.
         generator: Where the noise comes from.
+
+    Returns:
+        What all islands found, the same on every rank.
     """
-    walkers = made.path.draw_base(num_particles, generator)
+    of_rank = num_own(num_particles, num_islands)
+    num_islands = of_rank * num_islands // num_particles
+    walkers = made.path.draw_base(of_rank, generator)
     log_w = torch.zeros_like(walkers.excess).reshape(num_islands, -1)
     offset = log_w[:, 0].clone()
     size = log_w.shape[1]
-    first = torch.arange(num_islands, device=log_w.device).unsqueeze(-1) * size
-    log_z, ess, accepted = [betas[0]], [betas[-1]], [betas.new_tensor(math.nan)]
+    begins = torch.arange(num_islands, device=log_w.device).unsqueeze(-1) * size
+    log_z, ess = [torch.zeros_like(offset)], [torch.ones_like(offset)]
+    accepted = [betas.new_tensor(math.nan)]
     for before, beta in itertools.pairwise(betas):
         log_w = log_w - (beta - before) * walkers.excess.reshape(num_islands, -1)
         by_now = offset + log_mean_exp(log_w, 1)
         left = weight_ess(log_w, 1) / size
-        log_z.append(log_mean_exp(by_now))
-        ess.append(left.mean())
+        log_z.append(by_now)
+        ess.append(left)
         accepted.append(betas.new_tensor(math.nan))
         if beta == 1:
             break
@@ -172,10 +185,12 @@ def sail(
             drawn = systematic(log_w.softmax(1).nan_to_num(nan=1 / size), generator)
             rows = torch.arange(size, device=log_w.device).expand(num_islands, -1)
             rows = torch.where(uneven.unsqueeze(-1), drawn, rows)
-            walkers = taken(walkers, (first + rows).flatten())
+            walkers = taken(walkers, (begins + rows).flatten())
             offset = torch.where(uneven, by_now, offset)
             log_w = torch.where(uneven.unsqueeze(-1), 0.0, log_w)
         walkers, accept_prob = made.path.move(walkers, beta, made.step_size(beta), 1, generator)
         accepted[-1] = accept_prob.double().mean()
-    rungs = Rungs(betas, torch.stack(log_z), torch.stack(ess), torch.stack(accepted))
-    return Islands(by_now, offset.unsqueeze(-1) + log_w, rungs)
+    log_z, ess = (of_all_ranks(torch.stack(x), 1) for x in (log_z, ess))
+    accept_prob = averaged(torch.stack(accepted), of_rank)
+    rungs = Rungs(betas, log_mean_exp(log_z, 1), ess.mean(1), accept_prob)
+    return Islands(log_z[-1], of_all_ranks(offset.unsqueeze(-1) + log_w), rungs)

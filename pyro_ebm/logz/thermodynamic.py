@@ -14,6 +14,7 @@ from __future__ import annotations
 __all__ = ["integrated", "stepped", "stepping_stone", "thermodynamic"]
 
 import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
@@ -23,9 +24,11 @@ from ..arguments import check_count
 from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
+from ..ranks.group import own_stream
 from .base import LogZ, Rungs, grouped, log_mean_exp
 from .ladder import Ladder, climb, num_levels
 from .plan import Plan, as_plan
+from .sharing import num_own, spent
 
 
 def thermodynamic(
@@ -54,7 +57,7 @@ def thermodynamic(
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
-        num_chains: The number of independent chains, at least 8.
+        num_chains: The number of independent chains, at least 8, shared among ranks.
         num_steps: The number of steps, after a fifth as many that do not count.
         num_rungs: The number of rungs above the base, at equal distances in :math:`\int
             \mathrm{sd}_\beta(V) d\beta`; if not given, twice as many as let half of the swaps
@@ -82,9 +85,7 @@ def thermodynamic(
     _check(num_chains, num_steps, num_rungs)
     made = as_plan(target, kernel, base)
     num_rungs = 2 * num_levels(made) + 1 if num_rungs is None else num_rungs
-    generator = seeded_generator(made.scouts.device)
-    ladder = climb(made, num_chains, num_steps, num_rungs, generator)
-    return integrated(ladder)._replace(num_gradients=made.path.num_gradients)
+    return _of_ladder(integrated, made, num_chains, num_steps, num_rungs)
 
 
 def integrated(ladder: Ladder) -> LogZ:
@@ -157,7 +158,7 @@ def stepping_stone(
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
-        num_chains: The number of independent chains, at least 8.
+        num_chains: The number of independent chains, at least 8, shared among ranks.
         num_steps: The number of steps, after a fifth as many that do not count.
         num_rungs: The number of rungs above the base; if not given, as many as let half of the
             swaps happen.
@@ -184,9 +185,7 @@ def stepping_stone(
     _check(num_chains, num_steps, num_rungs)
     made = as_plan(target, kernel, base)
     num_rungs = num_levels(made) if num_rungs is None else num_rungs
-    generator = seeded_generator(made.scouts.device)
-    ladder = climb(made, num_chains, num_steps, num_rungs, generator)
-    return stepped(ladder)._replace(num_gradients=made.path.num_gradients)
+    return _of_ladder(stepped, made, num_chains, num_steps, num_rungs)
 
 
 def stepped(ladder: Ladder) -> LogZ:
@@ -213,6 +212,22 @@ def stepped(ladder: Ladder) -> LogZ:
         "stepping stone",
         rungs=_rungs(ladder, torch.cat([gaps.new_zeros(1), up - down])),
     )
+
+
+def _of_ladder(
+    estimated: Callable[[Ladder], LogZ],
+    made: Plan,
+    num_chains: int,
+    num_steps: int,
+    num_rungs: int,
+) -> LogZ:
+    """Has each rank climb with its own chains, and estimates from those of all."""
+    num_planned = made.path.num_gradients
+    with own_stream():
+        generator = seeded_generator(made.scouts.device)
+        ladder = climb(made, num_own(num_chains, num_chains), num_steps, num_rungs, generator)
+    found = estimated(ladder.of_all_ranks())
+    return found._replace(num_gradients=spent(made, num_planned))
 
 
 def _check(num_chains: int, num_steps: int, num_rungs: int | None) -> None:

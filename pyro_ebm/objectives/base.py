@@ -88,6 +88,9 @@ class Objective(ELBO):
     passing: tuple[str, ...] = ("evaluations",)
     """The attributes that hold nothing of the next update, of those that are dicts."""
 
+    of_chains: tuple[str, ...] = ()
+    """Those of them that have a row for each of ``num_chains`` persistent chains."""
+
     def __init__(self, elbo: ELBO | None = None) -> None:
         super().__init__()
         self.evaluations: dict[str, Evaluation] = {}
@@ -156,6 +159,17 @@ class Objective(ELBO):
             put(vars(self)[name].state_dict(), values)
         if found["step size"] is not None:
             self.kernel.step_size = found["step size"]
+
+    def pooled(self, dicts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pools what several ranks keep, where it is neither the same on all nor rows of chains.
+
+        Args:
+            dicts: For each rank its dicts by name, as in :meth:`state_dict`.
+
+        Returns:
+            Those that are pooled, by name.
+        """
+        return {}
 
     def loss(
         self, model: Callable, guide: Callable, *args: object, **kwargs: object

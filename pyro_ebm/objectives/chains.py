@@ -12,7 +12,7 @@ __all__ = ["Contrastive", "End", "OneChainEach", "Persistent", "constrained", "u
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO
@@ -81,6 +81,15 @@ class Contrastive(Objective):
             with own_stream():
                 self._generators[device] = seeded_generator(device)
         return self._generators[device]
+
+    def pooled(self, dicts: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
+        noise = {}
+        for name in dicts[0]["noise"]:
+            each = zip(*(one["noise"][name] for one in dicts), strict=True)
+            mean, spread = map(torch.stack, each)
+            within, between = spread.square().mean(0), mean.var(0, correction=0)
+            noise[name] = mean.mean(0), (within + between).sqrt()
+        return {"noise": noise, "last_info": {}}
 
     def move(self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str) -> End:
         """Moves the chains of a site by ``num_steps`` steps of the kernel.
@@ -260,6 +269,7 @@ class Persistent(Contrastive):
     """
 
     passing = (*Objective.passing, "_owners")
+    of_chains = ("chains",)
 
     def __init__(
         self,

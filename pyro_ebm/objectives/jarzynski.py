@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Jarzynski"]
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -82,6 +83,7 @@ class Jarzynski(Persistent):
     """
 
     loss_name = LIKELIHOOD
+    of_chains = (*Persistent.of_chains, "log_weights", "_states")
 
     def __init__(
         self,
@@ -112,6 +114,22 @@ class Jarzynski(Persistent):
         """The effective number of chains of each site at the last update, before resampling."""
         self._states: dict[str, State] = {}
         self._offsets: dict[str, float] = {}
+
+    def pooled(self, dicts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Puts weights of all ranks in relation to one another."""
+        offsets, log_weights, log_z, ess = {}, {}, {}, {}
+        for name in dicts[0]["log_weights"]:
+            of_ranks = [one["_offsets"].get(name, 0.0) for one in dicts]
+            offsets[name] = max(of_ranks)
+            weights = [
+                one["log_weights"][name] + (offset - offsets[name])
+                for one, offset in zip(dicts, of_ranks, strict=True)
+            ]
+            log_weights[name] = torch.cat(weights)
+            log_z[name] = offsets[name] + _log_mean_exp(log_weights[name], name)
+            ess[name] = 1 / log_weights[name].softmax(0).square().sum().item()
+        own = {"log_weights": log_weights, "_offsets": offsets, "log_z": log_z, "ess": ess}
+        return super().pooled(dicts) | own
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)

@@ -11,6 +11,7 @@ __all__ = ["Monitor", "TrainingDiverged"]
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -23,10 +24,13 @@ from ..distributions import Boltzmann
 from ..energies.base import trainable_parameters
 from .base import Evaluation
 from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both, tensors
-from .readings import Readings
+from .readings import READINGS, Readings, over_ranks
+from .records import Record
 
 MIN_ACCEPTANCE = 0.01
 """Chains that accept less than this stand still."""
+
+OF_ALL = "gradient norm of all parameters"
 
 ADVICE = {
     "number": "a smaller lr, clip_norm in the optimizer, or data without outliers",
@@ -53,7 +57,7 @@ class TrainingDiverged(RuntimeError):
     """
 
     def __init__(
-        self, message: str, step: int, good_step: int, history: dict[str, list[float]]
+        self, message: str, step: int, good_step: int, history: dict[str, Record]
     ) -> None:
         super().__init__(message)
         self.step = step
@@ -86,7 +90,10 @@ class Monitor:
 
     as far as the objective has chains. The last two are in unconstrained space, in units of the
     spread of the data, which is their own root mean square distance from their mean. With several
-    sites each record has the name of its site behind it.
+    sites each record has the name of its site behind it. A record is a sequence of floats, one for
+    each update, in half a MiB at most: all are as they were for 65,536 updates, and later the last
+    8,192; of those before, one of each 2, 4, 8, ... stands for its neighbours, so that figures,
+    means and medians of a whole run stay right.
 
     Training has diverged if
 
@@ -97,6 +104,8 @@ class Monitor:
     - the chains have left, with :math:`\sqrt{d^2 + s^2}` above ``max_drift`` as long;
     - their acceptance has been below 0.01 for ten times as long: a step size that is being tuned
       has time to come down.
+
+    On several ranks records are means over ranks, the same on all, and all ranks stop together.
 
     Then no update is made. Parameters, optimizer, chains with their random generators and the step
     size of the kernel are put back to a step that was sound at least ``keep_every`` steps before
@@ -142,8 +151,8 @@ class Monitor:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         self.svi = svi
-        self.history: dict[str, list[float]] = {}
-        """The records so far by name, one number for each update."""
+        self.history: dict[str, Record] = {}
+        """The records so far by name, one number for each update, long ago thinned."""
         self.num_steps = 0
         """The number of updates so far."""
         self._names: set[str] = set()
@@ -195,7 +204,7 @@ class Monitor:
         The states that it may go back to are part of it.
         """
         own = {
-            "history": {name: _column(record) for name, record in self.history.items()},
+            "history": {name: record.state_dict() for name, record in self.history.items()},
             "num_steps": self.num_steps,
             "signs": self._signs,
             "names": sorted(self._names),
@@ -214,7 +223,9 @@ class Monitor:
             device: Where tensors belong, if not where they are.
         """
         set_both(self.svi, found["svi"], device)
-        self.history = {name: record.tolist() for name, record in found["history"].items()}
+        self.history = {name: Record() for name in found["history"]}
+        for name, record in self.history.items():
+            record.load_state_dict(found["history"][name])
         self.num_steps, self._signs = found["num_steps"], dict(found["signs"])
         self._names = set(found["names"])
         self._readings.load_state_dict(found["readings"], device)
@@ -237,17 +248,19 @@ class Monitor:
         norms = {p: p.grad.detach().norm().double() for p in params if p.grad is not None}
         readings = {"gradient norm": _total([n for p, n in norms.items() if p in (own or params)])}
         several = len(evaluations) > 1
-        for name, seen in evaluations.items():
-            for record, value in self._readings.of(name, seen).items():
-                readings[f"{record} of {name}" if several else record] = value
-        gradient, *values = torch.stack(
-            [_total(list(norms.values())), *(value.double() for value in readings.values())]
-        ).tolist()
         objective = objective_of(self.svi)
-        now = {"loss" if objective is None else objective.loss_name: loss}
-        now |= dict(zip(readings, values, strict=True))
+        names = ["loss" if objective is None else objective.loss_name, *readings, OF_ALL]
+        for name, seen in evaluations.items():
+            suffix = f" of {name}" if several else ""
+            names += [record + suffix for record in READINGS]
+            for record, value in self._readings.of(name, seen).items():
+                readings[record + suffix] = value
+        readings[OF_ALL] = _total(list(norms.values()))
+        values = torch.stack([value.double() for value in readings.values()]).tolist()
+        now = over_ranks({names[0]: loss, **dict(zip(readings, values, strict=True))}, names)
+        gradient = now.pop(OF_ALL)
         for name, value in now.items():
-            self.history.setdefault(name, []).append(value)
+            self.history.setdefault(name, Record()).append(value)
         for name, value in (*now.items(), ("gradient norm", gradient)):
             if not math.isfinite(value):
                 what = "loss" if name == next(iter(now)) else name
@@ -298,7 +311,9 @@ class Monitor:
                 )
         return None
 
-    def _limit(self, gaps: list[float], boltzmann: Boltzmann, sign: str) -> tuple[float, float]:
+    def _limit(
+        self, gaps: Sequence[float], boltzmann: Boltzmann, sign: str
+    ) -> tuple[float, float]:
         """Returns the largest sound gap, and the usual size, of the steps before the sign."""
         least = math.sqrt(max(1, boltzmann.event_shape.numel()))
         if abs(gaps[-1]) <= self.max_gap * least:
@@ -314,7 +329,7 @@ class Monitor:
     def _stop(self, alarm: _Alarm) -> None:
         step, good, history = self.num_steps, self._good, self.history
         good.restore()
-        self.history = {name: record[: good.step] for name, record in history.items()}
+        self.history = {name: record.until(good.step) for name, record in history.items()}
         self.num_steps, self._latest = good.step, good
         self._signs.clear()
         raise TrainingDiverged(
@@ -325,10 +340,6 @@ class Monitor:
             good.step,
             history,
         )
-
-
-def _column(record: list[float]) -> Tensor:
-    return torch.tensor(record, dtype=torch.float64)
 
 
 def _total(norms: list[Tensor]) -> Tensor:

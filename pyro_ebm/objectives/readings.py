@@ -11,8 +11,9 @@ chains that have their first two moments.
 
 from __future__ import annotations
 
-__all__ = ["Readings"]
+__all__ = ["READINGS", "Readings", "over_ranks", "pooled_moments"]
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,9 +22,20 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..potential import Potential
+from ..ranks.group import num_ranks, total
 from ..runs.checkpoint import rebuilt
 from .base import CONTRASTIVE, Evaluation
 from .checkpoint import objective_of
+
+READINGS = (
+    "data energy",
+    "chain energy",
+    "energy gap",
+    "acceptance",
+    "chain distance",
+    "chain spread",
+)
+"""The records of a site that there may be."""
 
 MIN_SPREAD = 1e-3
 """The spread of data that are all the same, as in the noise that persistent chains start from."""
@@ -99,6 +111,33 @@ class Readings:
     def _centre_and_spread(self, name: str) -> tuple[Tensor, Tensor]:
         mean, square = self._moments[name]
         return mean, (square - mean.square()).sum().clamp(min=MIN_SPREAD**2).sqrt()
+
+
+def over_ranks(readings: dict[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Averages over the ranks that have a reading, in one message.
+
+    Args:
+        readings: The numbers of this rank, by name.
+        names: The names that there may be, the same on all ranks.
+
+    Returns:
+        The means, the same on all ranks, in the order of the names.
+    """
+    if num_ranks() == 1:
+        return readings
+    names = list(names)
+    own = [[readings.get(name, 0.0), float(name in readings)] for name in names]
+    sums = total(torch.tensor(own, dtype=torch.float64))[0].tolist()
+    return {name: s / n for name, (s, n) in zip(names, sums, strict=True) if n}
+
+
+def pooled_moments(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pools what :meth:`Readings.state_dict` returned on several ranks."""
+    moments = {}
+    for name in states[0]["moments"]:
+        each = zip(*(state["moments"][name] for state in states), strict=True)
+        moments[name] = tuple(torch.stack(of_ranks).mean(0) for of_ranks in each)
+    return {"moments": moments, "num_seen": states[0]["num_seen"]}
 
 
 def _energy(seen: Evaluation, chains: Tensor) -> Tensor:

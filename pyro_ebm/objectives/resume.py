@@ -16,19 +16,21 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..ranks.errors import agreed, first_ahead
+from ..ranks.group import gathered, largest, rank
 from ..runs.checkpoint import Checkpoints, compare, random_state, set_random_state
-from ..runs.fingerprint import describe
 from ..runs.signals import Signals
 from .base import Objective
 from .checkpoint import (
     Waiting,
-    objective_of,
     optimizer_and_objective,
     set_both,
     tensors,
 )
+from .fingerprint import described, same_part, svi_of
 from .memory import as_put, kept, put
 from .monitor import Monitor, TrainingDiverged
+from .sharding import Division, parts_of_all_ranks, same_everywhere
 
 Part = TypeVar("Part")
 
@@ -50,8 +52,12 @@ class Resumable:
     finite are never kept. After :class:`TrainingDiverged` kept is the step that the monitor went
     back to.
 
-    The folder is held against other processes until the end of the ``with``; on several ranks each
-    needs one of its own.
+    The folder is held against other processes until the end of the ``with``. On several ranks it
+    is one for all: they save after the same step, into one file, and a signal to one of them stops
+    all. As many ranks as wrote it go on bit for bit. Others go on by law: they divide chains, with
+    their weights, among them, noise comes from new streams, moments are pooled, an epoch that was
+    cut begins again; a warning says what has to change, chains that are left out for one. What
+    differed between ranks and cannot be divided is an error.
 
     A loop that is left by ``break`` or by an error keeps nothing more. What draws when it is first
     called, as Pyro's automatic guides do, has to be called once before the loop. Code that
@@ -68,10 +74,11 @@ class Resumable:
     Raises:
         ValueError: If ``every`` is negative, or there is nothing to keep; in use, if what the
             folder holds is of other parts, another objective, optimizer, model, dtype, device or
-            version.
+            version, or of other ranks and cannot be divided among these; if ranks see different
+            folders, or have different numbers of batches.
         OSError: If the folder cannot be written, before the first step.
         RuntimeError: If another process is in the folder, before the first step; if parameters
-            are not finite, when they are to be kept.
+            are not finite, when they are to be kept; if another rank has ended.
 
     Example:
         >>> import tempfile
@@ -104,6 +111,7 @@ class Resumable:
         self._parts, self._given = {}, parts
         self._fingerprints: dict[str, dict[str, str]] = {}
         self._found: dict[str, Any] = {}
+        self._division: Division | None = None
         self._waiting = Waiting({}, (), "")
         self._random: dict[str, Any] | None = None
         self._epoch: dict[str, Any] | None = None
@@ -112,14 +120,19 @@ class Resumable:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._checkpoints.held())
-            found = self._checkpoints.load()
+            with first_ahead():
+                if rank() == 0:
+                    stack.enter_context(self._checkpoints.held())
+                found = self._checkpoints.load()
+            same_everywhere(self._checkpoints.step, self._checkpoints.folder)
             if found is not None:
-                self._go_on(found)
-            for name, part in self._given.items():
-                if found is not None:
-                    compare({name: self._kind(name)}, {name: type(part).__name__})
-                self.keep(name, part)
+                self._division = Division(found)
+                self._go_on(self._division.contents())
+            with agreed():
+                for name, part in self._given.items():
+                    if found is not None:
+                        compare({name: self._kind(name)}, {name: type(part).__name__})
+                    self.keep(name, part)
             stack.enter_context(self._waiting)
             self._signals = stack.enter_context(Signals())
             self._stack = stack.pop_all()
@@ -178,11 +191,13 @@ class Resumable:
             ValueError: If what was kept under that name is something else.
         """
         _check(name, part)
-        described = _described(name, part)
+        words = described(name, part)
         if name in self._found.get("parts", {}):
-            compare(self._found["fingerprints"][name], described)
-            _give(part, self._found["parts"].pop(name), self._device)
-        self._parts[name], self._fingerprints[name] = part, described
+            there = self._found["fingerprints"][name]
+            same_part(there, words, divided=self._division.is_new)
+            _give(part, self._division.state(name, part), self._device)
+            del self._found["parts"][name]
+        self._parts[name], self._fingerprints[name] = part, words
         return part
 
     def steps(self, num_steps: int) -> Iterator[int]:
@@ -217,7 +232,8 @@ class Resumable:
         generator = getattr(loader, "generator", None)
         now = self._set_random()
         last = -1 if self._epoch is None else self._epoch["number"]
-        cut = None if now is None else self._epoch
+        cut = None if now is None or "first" not in (self._epoch or {}) else self._epoch
+        num_batches = _num_batches(loader)
         for number in range(last + (cut is None), num_epochs):
             if cut:
                 set_random_state(cut["random"])
@@ -226,6 +242,7 @@ class Resumable:
             self._epoch = cut or {
                 "number": number,
                 "first": self.step,
+                "num_batches": num_batches,
                 "random": random_state(),
                 "generator": None if generator is None else generator.get_state(),
             }
@@ -253,8 +270,10 @@ class Resumable:
         self.step += 1
         self._moved = True
         self._waiting.check()
-        is_first = self._checkpoints.step is None
-        if is_first or self._checkpoints.due or self._signals.received is not None:
+        by_clock = self._checkpoints.due and rank() == 0  # which alone writes
+        is_due, received = largest(int(by_clock), self._signals.received or 0)
+        self._signals.received = received or None
+        if self._checkpoints.step is None or is_due or received:
             self._save()
         self._signals.deliver()
 
@@ -264,15 +283,24 @@ class Resumable:
         self._signals.deliver()
 
     def _save(self) -> None:
+        with agreed():
+            contents = self._contents()
+        of_all = parts_of_all_ranks(contents)
+        with agreed():
+            if of_all is not None:
+                self._checkpoints.save(self.step, of_all)
+        self._checkpoints.step = self.step
+
+    def _contents(self) -> dict[str, Any]:
         left = {name: self._kind(name) for name in self._found.get("parts", {})}
         compare(left, {})
         of_modules = _tensors_of(self._parts.values())
-        svis = [svi for svi in map(_svi_of, self._parts.values()) if svi is not None]
+        svis = [svi for svi in map(svi_of, self._parts.values()) if svi is not None]
         here = tensors(svis) if svis else {}
         self._check_finite(here)
         own = set(map(id, of_modules))
         device = next((t.device for t in (*here.values(), *of_modules)), torch.device("cpu"))
-        contents = {
+        return {
             "settings": self._settings(),
             "fingerprints": self._fingerprints,
             "step": self.step,
@@ -283,7 +311,6 @@ class Resumable:
             "tensors": self._waiting.values | {n: t for n, t in here.items() if id(t) not in own},
             "parts": {name: _state_of(part) for name, part in self._parts.items()},
         }
-        self._checkpoints.save(self.step, contents)
 
     def _check_finite(self, here: dict[str, Tensor]) -> None:
         learning = {name: t for name, t in here.items() if t.requires_grad}
@@ -307,12 +334,6 @@ def _check(name: str, part: object) -> None:
             f"{name} must be an SVI, a torch.Generator, or have state_dict and load_state_dict, "
             f"got {type(part).__name__}"
         )
-
-
-def _svi_of(part: object) -> SVI | None:
-    if isinstance(part, Monitor):
-        return part.svi
-    return part if isinstance(part, SVI) else None
 
 
 def _tensors_of(parts: Iterable[object]) -> list[Tensor]:
@@ -341,36 +362,13 @@ def _give(part: Any, found: Any, device: torch.device) -> None:  # noqa: ANN401
         part.load_state_dict(found)
 
 
-def _described(name: str, part: object) -> dict[str, str]:
-    """Says what a part is: runs that differ in it are not the same."""
-    found = {name: type(part).__name__}
-    svi = _svi_of(part)
-    if svi is not None:
-        loss = objective_of(svi)
-        loss_name = type(getattr(svi.loss_and_grads, "__self__", svi.loss)).__name__
-        found[f"objective of {name}"] = loss_name if loss is None else _of_objective(loss)
-        found[f"optimizer of {name}"] = _of_optimizer(svi)
-    if isinstance(part, Monitor):
-        limits = ("keep_every", "patience", "max_gap", "max_drift")
-        found |= {f"{limit} of {name}": describe(getattr(part, limit)) for limit in limits}
-    if isinstance(part, Objective):
-        found[f"settings of {name}"] = _of_objective(part)
-    if isinstance(part, torch.optim.Optimizer):
-        found[f"settings of {name}"] = describe(part.defaults)
-    return found
-
-
-def _of_objective(objective: Objective) -> str:
-    """Describes it by its own settings, and of those of the ELBO that it wraps by its class."""
-    own = {k: v for k, v in vars(objective).items() if k not in vars(objective.elbo)}
-    settings = {k: v for k, v in own.items() if k[0] != "_" and not isinstance(v, dict)}
-    listed = ", ".join(f"{k}={describe(v)}" for k, v in settings.items())
-    return f"{type(objective).__name__}({listed})"
-
-
-def _of_optimizer(svi: SVI) -> str:
-    optim = svi.optim
-    makers = (optim.pt_optim_constructor, getattr(optim, "pt_scheduler_constructor", None))
-    names = [maker.__name__ for maker in makers if maker is not None]
-    settings = (optim.pt_optim_args, optim.pt_clip_args, getattr(optim, "kwargs", {}))
-    return f"{' with '.join(names)} of {', '.join(map(describe, settings))}"
+def _num_batches(loader: object) -> int | None:
+    """How many batches an epoch has, if that is known, which has to be as many on every rank."""
+    size = len(loader) if hasattr(loader, "__len__") else None
+    sizes = gathered(torch.tensor([-1 if size is None else size])).tolist()
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"an epoch must have as many batches on every rank, got {sizes}: shards of one length "
+            "(x[: len(x) // num_ranks * num_ranks][ebm.ranks.share(...)]), or drop_last=True"
+        )
+    return size

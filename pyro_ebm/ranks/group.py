@@ -10,10 +10,11 @@ from __future__ import annotations
 __all__ = [
     "alone",
     "first",
-    "first_ahead",
     "gathered",
     "gathered_by_first",
+    "largest",
     "mean",
+    "new_stream",
     "num_ranks",
     "own_rows",
     "own_stream",
@@ -158,6 +159,18 @@ def own_stream() -> Iterator[None]:
         yield
 
 
+def new_stream(state: Tensor, device: torch.device | str) -> Tensor:
+    """Returns the state of a generator that goes on from another one, on each rank elsewhere.
+
+    Args:
+        state: The state of that other one, the same on all ranks.
+        device: Of what device the generator is to be.
+    """
+    words = np.random.SeedSequence([*state.tolist(), num_ranks(), rank()])
+    generator = torch.Generator(device)
+    return generator.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1)).get_state()
+
+
 def total(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Sums tensors over ranks, in float64 and in one message.
 
@@ -215,7 +228,7 @@ def gathered(x: Tensor) -> Tensor:
     if num_ranks() == 1:
         return x
     counts = _counts(len(x))
-    if not x.shape[1:].numel():
+    if not max(counts) * x.shape[1:].numel():
         return x.new_zeros(sum(counts), *x.shape[1:])
     flat = x.reshape(len(x), x.shape[1:].numel())
     room = flat.new_zeros(max(counts), flat.shape[1])
@@ -246,14 +259,13 @@ def gathered_by_first(data: bytes) -> list[bytes] | None:
     return [row[:n].numpy().tobytes() for row, n in zip(rows, counts, strict=True)]
 
 
-@contextlib.contextmanager
-def first_ahead() -> Iterator[None]:
-    """Within it the first rank goes ahead, and the others follow when it is through."""
-    if num_ranks() > 1 and rank() > 0:
-        wait()
-    yield
-    if num_ranks() > 1 and rank() == 0:
-        wait()
+def largest(*numbers: int) -> list[int]:
+    """Returns the largest of each number on any rank, in one message.
+
+    Args:
+        numbers: Whole numbers of this rank, as many on every rank.
+    """
+    return gathered(torch.tensor([numbers])).amax(0).tolist()
 
 
 def own_rows(n: int) -> slice:

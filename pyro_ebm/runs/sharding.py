@@ -13,7 +13,6 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..kernels.acceleration import History
 from ..kernels.adaptation import Moments
 from ..kernels.length import Spread
-from ..ranks.group import gathered_by_first, num_ranks, rank, share
+from ..ranks.group import gathered_by_first, new_stream, num_ranks, rank, share
 from .checkpoint import plain, rebuilt
 from .draws import Sums
 
@@ -119,7 +118,7 @@ class _Divider:
             },
             "state": plain(self._state(states)),
             "adaptation": plain(self._merged(self._all("adaptation"), 0)),
-            "generator": self._new_stream(first),
+            "generator": new_stream(first["generator"], first["fingerprint"]["device"]),
             "waiting": plain(self._waiting()),
             "warmup": self._draws("warmup"),
             "draws": self._draws("draws"),
@@ -202,9 +201,3 @@ class _Divider:
         arrays = [part["arrays"] for part in parts]
         arrays = arrays[0] if in_files else self._merged(arrays, 1)
         return {"sums": plain(merged), "arrays": arrays}
-
-    def _new_stream(self, first: dict[str, Any]) -> Tensor:
-        """The state of a generator that no rank has had."""
-        words = np.random.SeedSequence([*first["generator"].tolist(), num_ranks(), rank()])
-        generator = torch.Generator(first["fingerprint"]["device"])
-        return generator.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1)).get_state()

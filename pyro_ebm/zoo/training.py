@@ -123,7 +123,7 @@ def train(
                 optimizer.step()
         if average is not None:
             average.assign()
-    return monitor.history | told
+    return {name: list(record) for name, record in monitor.history.items()} | told
 
 
 class Player(NamedTuple):
