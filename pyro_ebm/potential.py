@@ -35,7 +35,9 @@ from .latents import (
     discrete_latents,
     imputed_latents,
     subsampled_plates,
+    unconstraining,
     uniform_in_support,
+    warn_of_angles,
 )
 from .validation import unvalidated
 
@@ -326,6 +328,7 @@ def _of_model(
         nodes = known.values()
         with torch.random.fork_rng(devices=()):
             check_supports(known, poutine.trace(started).get_trace(*args, **kwargs).nodes)
+        warn_of_angles(known)
         within = discrete_latents(known, discrete)
         model = Imputing(imputed_latents(known))(model)
         frames = {f for node in nodes for f in node.get("cond_indep_stack", ())}
@@ -335,15 +338,23 @@ def _of_model(
         check_latents(nodes, {plate.name for plate in plates})
         data = {name: torch.arange(b) for name, _, b in plates}
         data |= {name: known[name]["value"] for name in within}
+        transforms = unconstraining(known, within)
         with poutine.condition(data=data):
-            params, potential_fn, transforms, trace = initialize_model(
-                model, args, kwargs, max_plate_nesting=nesting, init_strategy=uniform_in_support
+            # Beneath a site that is summed out, Pyro would make a latent for each of its values.
+            params, potential_fn, _, summed = initialize_model(
+                model,
+                args,
+                kwargs,
+                transforms=transforms,
+                max_plate_nesting=nesting,
+                init_strategy=lambda site: uniform_in_support(known[site["name"]]),
             )
+        check_supports(known, summed.nodes)
     if not params and not within:
         raise ValueError("the model has no continuous latent site to sample")
     sites = []
     for name in sorted((*params, *within)):
-        node = trace.nodes[name]
+        node = known[name]
         plate_at = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
         batch_dim = len(node["fn"].batch_shape)
         dims = tuple(plate_at.get(d - batch_dim) for d in range(batch_dim))
