@@ -76,7 +76,7 @@ def test_normalizes_a_learned_energy():
     ("boltzmann", "message"),
     [
         (lambda: ebm.Boltzmann(Gaussian(torch.zeros(4), 1.0)), "one to three unconstrained"),
-        (lambda: ebm.Boltzmann(Gaussian(torch.zeros(1), 1.0)).expand([2]), "no batch"),
+        (lambda: ebm.Boltzmann(Gaussian(torch.zeros(1), 1.0)).expand([2]), "got batch_shape"),
         (lambda: ebm.Boltzmann(Laplace(torch.zeros(2), 1e-4)), "did not reach tol=1e-06"),
         (lambda: ebm.Boltzmann(Funnel(3, scale=1.0)), "did not reach tol=1e-06"),
         (lambda: ebm.Boltzmann(lambda x: 0 * x, event_shape=()), "not normalisable"),

@@ -9,7 +9,7 @@ import torch
 from ..distributions import Boltzmann
 from ..energies.base import reference_tensor
 from ..summation import fit_grid, log_z_of_grid
-from .base import LogZ
+from .base import LogZ, check_distribution
 
 
 def quadrature(boltzmann: Boltzmann, *, half_width: float = 50.0, tol: float = 1e-6) -> LogZ:
@@ -44,12 +44,12 @@ def quadrature(boltzmann: Boltzmann, *, half_width: float = 50.0, tol: float = 1
         >>> round(quadrature(Boltzmann(DoubleWell(beta=1.0))).value, 5)
         0.67993
     """
+    check_distribution(boltzmann)
     dim = torch.distributions.biject_to(boltzmann.support).inverse_shape(boltzmann.event_shape)
-    if boltzmann.batch_shape or not 1 <= dim.numel() <= 3:
+    if not 1 <= dim.numel() <= 3:
         raise ValueError(
-            "quadrature takes one to three unconstrained dimensions and no batch, got event_shape "
-            f"{tuple(boltzmann.event_shape)} and batch_shape {tuple(boltzmann.batch_shape)}; use "
-            "a sampling estimator"
+            "quadrature takes one to three unconstrained dimensions, got event_shape "
+            f"{tuple(boltzmann.event_shape)}; use a sampling estimator"
         )
     grid, change = fit_grid(boltzmann, reference_tensor(boltzmann.energy), half_width, tol)
     with torch.no_grad():
