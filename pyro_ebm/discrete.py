@@ -38,8 +38,20 @@ from .energies.discrete import DiscreteEnergy
 
 
 def bijection_of(support: constraints.Constraint) -> Transform:
-    """Returns the map from where chains move to a support: the identity for an alphabet."""
-    return identity_transform if alphabet_of(support) is not None else biject_to(support)
+    """Returns the map from where chains move to a support: the identity for an alphabet.
+
+    Raises:
+        NotImplementedError: If there is none.
+    """
+    if alphabet_of(support) is not None:
+        return identity_transform
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"there is no bijection from real numbers to the support {support}, on which chains "
+            "could move: write the energy in other coordinates, of which this point is a function"
+        ) from error
 
 
 class AsIntegers(Transform):

@@ -47,7 +47,8 @@ class Boltzmann(dist.TorchDistribution):
         event_shape: The shape of one point; an :class:`~pyro_ebm.energies.Energy` knows its own.
         support: The constraint on one point; an ``Energy`` knows its own, others are real by
             default.
-        temperature: The temperature :math:`T > 0`.
+        temperature: The temperature :math:`T > 0`, or a tensor of them, ``(*batch,)``: one for
+            each member of the batch.
         log_z: The exact :math:`\log \int \exp(-E(x)/T) dx` in nats, if you know it. It may depend
             on the parameters of the energy.
         validate_args: As in every Pyro distribution.
@@ -104,6 +105,7 @@ class Boltzmann(dist.TorchDistribution):
         self._own_law = known and support is energy.support and _is_one(temperature)
         self._log_z = log_z
         batch_shape = energy.batch_shape if known else torch.Size()
+        batch_shape = _joint(getattr(temperature, "shape", batch_shape), batch_shape)
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
         if self._validate_args and isinstance(temperature, Tensor):
             _check_temperatures(temperature)
@@ -293,9 +295,11 @@ class Boltzmann(dist.TorchDistribution):
             x = random_points(self._support, self.event_shape, batch, like)
             return self._resampled(x, self.log_density(x), shape)
         x = random_points(self._support, self.event_shape, shape, like)
+        beta = 1 / torch.as_tensor(self.temperature).to(like)
+        beta = beta.reshape(*beta.shape, *(1,) * len(self.energy.site_shape), 1)
         for _ in range(32):
             uniform = like.new_empty((*shape, *self.energy.uniform_shape)).uniform_()
-            x = self.energy.sweep(x, uniform, 1 / self.temperature)
+            x = self.energy.sweep(x, uniform, beta)
         return x
 
     def _num_proposals(self, shape: torch.Size) -> int:

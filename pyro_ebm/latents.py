@@ -11,7 +11,9 @@ __all__ = [
     "discrete_latents",
     "imputed_latents",
     "subsampled_plates",
+    "unconstraining",
     "uniform_in_support",
+    "warn_of_angles",
 ]
 
 import warnings
@@ -23,7 +25,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
 from .discrete import DiscreteTarget, discrete_site
 from .distributions import base_distribution
@@ -99,11 +101,12 @@ def check_latents(nodes: Iterable[dict], subsampled: set[str]) -> None:
 
 
 def check_supports(nodes: Mapping, again: Mapping) -> None:
-    """Checks that the supports of latents are fixed, and warns of those that have no end.
+    """Checks that the supports of latents are fixed.
 
     Args:
         nodes: The nodes of a trace of the model, by name.
-        again: Those of another, with other values of the latents.
+        again: Those of another, with other values of the latents, or all values of those that are
+            summed out.
 
     Raises:
         ValueError: If a support differs.
@@ -117,13 +120,25 @@ def check_supports(nodes: Mapping, again: Mapping) -> None:
         if site["fn"].has_enumerate_support or discrete_site(site["fn"]) is not None:
             continue
         here, there = _middle(site["fn"]), _middle(other["fn"])
-        if here.shape == there.shape and not torch.equal(here, there):
+        alike = there.shape[there.dim() - here.dim() :] == here.shape
+        if alike and bool((here != there).any()):
             raise ValueError(
                 f"the support of latent '{name}' depends on other latents, but chains move on one "
                 "that is fixed: sample on a fixed support and make the value of it, as in "
                 f"u = pyro.sample('u', dist.Uniform(0, 1)), then pyro.deterministic('{name}', "
                 "low + (high - low) * u)"
             )
+
+
+def warn_of_angles(nodes: Mapping) -> None:
+    """Warns of latents that chains would follow round and round.
+
+    Args:
+        nodes: The nodes of a trace of the model, by name.
+    """
+    for name, site in nodes.items():
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
         if isinstance(base_distribution(site["fn"]), dist.VonMises):
             warnings.warn(
                 f"latent '{name}' is an angle on the whole line, where its density comes again "
@@ -221,6 +236,23 @@ def discrete_latents(nodes: Mapping, names: tuple[str, ...]) -> dict[str, Discre
     if missing := sorted(set(names) - set(found)):
         raise ValueError(f"{missing} are no discrete latents of the model, which has {latents}")
     return found
+
+
+def unconstraining(nodes: Mapping, discrete: Iterable[str]) -> dict[str, Transform]:
+    """Finds how each continuous latent goes to unconstrained space, by name.
+
+    Args:
+        nodes: The nodes of a trace of the model, by name.
+        discrete: The names of the latents that are moved as discrete sites.
+    """
+    latents = {n: s for n, s in nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    return {
+        name: biject_to(site["fn"].support).inv
+        for name, site in latents.items()
+        if not site["fn"].has_enumerate_support
+        and name not in discrete
+        and not poutine.util.site_is_subsample(site)
+    }
 
 
 def uniform_in_support(site: dict) -> Tensor | None:

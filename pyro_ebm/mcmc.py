@@ -43,6 +43,7 @@ from .runs.fingerprint import of_run, same_run, same_target
 from .runs.results import Results
 from .runs.sharding import own_chains, parts_of_all_ranks, take_own, widest
 from .runs.signals import Signals
+from .starting import check_rows
 
 HANDED_OVER_STEPS = 64
 HANDED_OVER_NUMBERS = 2**23
@@ -95,8 +96,9 @@ class MCMC(Results):
 
     Raises:
         ValueError: If a count is not positive, ``initial_params`` does not have ``num_chains``
-            rows, ``num_superchains`` does not divide ``num_chains`` or either is smaller than the
-            number of ranks, ``save`` names no site,
+            rows for each site, or some where the potential is not finite, ``num_superchains``
+            does not divide ``num_chains`` or either is smaller than the number of ranks, ``save``
+            names no site,
             ``store`` holds draws already, or ``checkpoint`` is that of another run, version or
             dtype; and whatever the kernel's target raises.
         OSError: If ``checkpoint`` cannot be written, before the first step.
@@ -138,12 +140,8 @@ class MCMC(Results):
             raise ValueError(
                 f"num_superchains must divide num_chains, got {num_superchains} and {num_chains}"
             )
-        for name, value in (initial_params or {}).items():
-            if value.shape[:1] != (num_chains,):
-                raise ValueError(
-                    f"initial_params['{name}'] must have num_chains={num_chains} rows, got shape "
-                    f"{tuple(value.shape)}"
-                )
+        if initial_params is not None:
+            check_rows(initial_params, num_chains)
         kernel = kernel if isinstance(kernel, Kernel) else _kernel_of(kernel)
         super().__init__(kernel, num_chains, transforms=None)
         self.num_samples = int(num_samples)
@@ -204,7 +202,7 @@ class MCMC(Results):
                 with Signals() if self._checkpoints else contextlib.nullcontext() as self._signals:
                     self._move(first, found)
                 spent = time.perf_counter() - self._began
-            self._warmup, self.draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
+            self._warmup, self._draws = self._warmup.of_all_ranks(), self.draws.of_all_ranks()
         self.sampling_time = spent - self.warmup_time
 
     def _bind(self, found: dict[str, Any] | None) -> tuple[State, dict[str, Any] | None]:
@@ -264,7 +262,7 @@ class MCMC(Results):
             waiting = self._go_on(found, adaptation)
         else:
             self._step, waiting = 0, []
-            self._warmup = self.draws = None
+            self._warmup = self._draws = None
             self._keep(adaptation, [])
             self._save()  # before there are draws, so that a folder with draws has a checkpoint
             self._make_draws({}, {})
@@ -296,7 +294,7 @@ class MCMC(Results):
             "engine": self._engine,
             "waiting": list(waiting),
             "warmup": {} if self._warmup is None else self._warmup.state_dict(),
-            "draws": {} if self.draws is None else self.draws.state_dict(),
+            "draws": {} if self._draws is None else self._draws.state_dict(),
             "rejoined": self.rejoined,
             "warmup_time": self.warmup_time,
             "spent": time.perf_counter() - self._began,
@@ -349,7 +347,7 @@ class MCMC(Results):
 
     def _start(self) -> Tensor:
         if self.initial_params is not None:
-            return self.potential.flatten(self.initial_params)
+            return self.potential.starting_at(self.initial_params)
         groups = self.num_superchains or self.num_chains
         return self.potential.initialize(groups).repeat_interleave(
             self.num_chains // groups, dim=0
@@ -363,7 +361,7 @@ class MCMC(Results):
         )
         with self._writing():
             self._warmup = make(self.warmup_steps, store=of_warmup, going_on=warmup)
-            self.draws = make(self.num_samples, thin=self.thin, store=self.store, going_on=draws)
+            self._draws = make(self.num_samples, thin=self.thin, store=self.store, going_on=draws)
 
     def _writing(self) -> contextlib.AbstractContextManager:
         return self._checkpoints.advising() if self._checkpoints else contextlib.nullcontext()

@@ -35,8 +35,11 @@ from .latents import (
     discrete_latents,
     imputed_latents,
     subsampled_plates,
+    unconstraining,
     uniform_in_support,
+    warn_of_angles,
 )
+from .starting import check_target, where_not_finite
 from .validation import unvalidated
 
 Model = Callable[..., object]
@@ -133,6 +136,7 @@ class Potential:
             raise ValueError(
                 "a kernel needs exactly one target: a model or Boltzmann, or potential_fn="
             )
+        check_target(target)
         if potential_fn is not None:
             return _of_function(potential_fn, initial_params)
         if isinstance(target, Boltzmann):
@@ -181,8 +185,20 @@ class Potential:
         """Packs unconstrained values, chains first, into ``z (C, D)``.
 
         Raises:
-            ValueError: If discrete values are not of their alphabet.
+            ValueError: If they are not those of the sites, in name and shape, or discrete ones are
+                not of their alphabet.
         """
+        shapes = {site.name: tuple(site.shape) for site in self.sites}
+        if set(unconstrained) != set(shapes):
+            raise ValueError(
+                f"values must be given for the sites {sorted(shapes)}, got {sorted(unconstrained)}"
+            )
+        for name, value in unconstrained.items():
+            if value.shape[1:].numel() != math.prod(shapes[name]):
+                raise ValueError(
+                    f"values of '{name}' must have shape {(len(value), *shapes[name])} in "
+                    f"unconstrained space, chains first, got {tuple(value.shape)}"
+                )
         values = [unconstrained[site.name] for site in self.sites]
         z = torch.cat([value.reshape(len(value), -1).to(self.start) for value in values], -1)
         for name, columns, target in self._alphabets():
@@ -192,6 +208,22 @@ class Potential:
                     f"values of '{name}' must be of the alphabet of its support, "
                     f"{target.alphabet}, got {wrong}"
                 )
+        return z
+
+    def starting_at(self, initial_params: dict[str, Tensor]) -> Tensor:
+        """Packs unconstrained starting values, chains first, into ``z (C, D)``.
+
+        Raises:
+            ValueError: If they are not those of the sites, or U or its gradient is not finite.
+        """
+        z = self.flatten(initial_params)
+        bad = (~self._is_finite(z)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                "initial_params, which are unconstrained, must lie where the potential and its "
+                f"gradient are finite, and do not in {len(bad)} of {len(z)} chains; in chain "
+                f"{bad[0]} the values are {self.constrain(z[bad[0]])}"
+            )
         return z
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
@@ -326,6 +358,7 @@ def _of_model(
         nodes = known.values()
         with torch.random.fork_rng(devices=()):
             check_supports(known, poutine.trace(started).get_trace(*args, **kwargs).nodes)
+        warn_of_angles(known)
         within = discrete_latents(known, discrete)
         model = Imputing(imputed_latents(known))(model)
         frames = {f for node in nodes for f in node.get("cond_indep_stack", ())}
@@ -335,15 +368,31 @@ def _of_model(
         check_latents(nodes, {plate.name for plate in plates})
         data = {name: torch.arange(b) for name, _, b in plates}
         data |= {name: known[name]["value"] for name in within}
-        with poutine.condition(data=data):
-            params, potential_fn, transforms, trace = initialize_model(
-                model, args, kwargs, max_plate_nesting=nesting, init_strategy=uniform_in_support
-            )
-    if not params and not within:
+        transforms = unconstraining(known, within)
+        try:
+            with poutine.condition(data=data):
+                # Beneath what is summed out, Pyro would make a latent for each of its values.
+                params, potential_fn, _, summed = initialize_model(
+                    model,
+                    args,
+                    kwargs,
+                    transforms=transforms,
+                    max_plate_nesting=nesting,
+                    init_strategy=lambda site: uniform_in_support(known[site["name"]]),
+                )
+        except ValueError as error:
+            if "cannot find valid initial params" not in str(error):
+                raise
+            raise ValueError(
+                "the model has a finite log density and gradient at none of 100 random points; "
+                f"sites whose own log density is not finite: {where_not_finite(known)}"
+            ) from error
+        check_supports(known, summed.nodes)
+    if not any(latent.numel() for latent in params.values()) and not within:
         raise ValueError("the model has no continuous latent site to sample")
     sites = []
     for name in sorted((*params, *within)):
-        node = trace.nodes[name]
+        node = known[name]
         plate_at = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
         batch_dim = len(node["fn"].batch_shape)
         dims = tuple(plate_at.get(d - batch_dim) for d in range(batch_dim))

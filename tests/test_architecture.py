@@ -18,6 +18,7 @@ LAYERS = [
         "potential",
         "discrete",
         "latents",
+        "starting",
         "engine",
         "agreement",
         "native",

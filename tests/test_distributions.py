@@ -22,7 +22,8 @@ from torch import tensor
 from torch.distributions import constraints
 
 import pyro_ebm as ebm
-from pyro_ebm.energies import MLP, Banana, DoubleWell, Gaussian, Laplace
+from pyro_ebm.energies import MLP, Banana, DoubleWell, Gaussian, Ising, Laplace
+from pyro_ebm.potential import Potential
 
 
 def unnormalized(law, support=constraints.real):
@@ -221,6 +222,27 @@ def test_approximate_draws_keep_a_condition_per_place_in_the_batch():
     draws = p.sample((300,))
     assert draws.shape == (300, 3)
     assert_close(draws.mean(0), loc, draws.std(0) / 300**0.5)
+
+
+def test_temperatures_are_a_batch_of_laws():
+    temperature = tensor([0.5, 3.0])
+    p = ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0), temperature=temperature)
+    assert p.batch_shape == (2,)
+    x = torch.randn(5, 2, 2)
+    torch.testing.assert_close(p.log_prob(x), -x.square().sum(-1) / 2 / temperature)
+    z = torch.randn(7, 4)
+    value, _ = Potential.of(p).value_and_grad(z)
+    torch.testing.assert_close(value, -p.log_prob(z.reshape(7, 2, 2)).sum(-1))
+    draws = p.sample((400,))
+    squares = draws.square().sum(-1)
+    assert_close(squares.mean(0), 2 * temperature, squares.std(0) / 400**0.5)
+
+
+def test_each_temperature_has_draws_by_sweeps_of_its_own():
+    temperature = tensor([0.5, 3.0])
+    p = ebm.Boltzmann(Ising((4, 5), 0.0, 0.7), temperature=temperature)
+    mean = p.sample((200,)).mean((-2, -1))
+    assert_close(mean.mean(0), (0.7 / temperature).tanh(), mean.std(0) / 200**0.5)
 
 
 def test_says_what_it_is_the_law_of():

@@ -40,6 +40,29 @@ def test_sees_the_temperature_and_the_support():
     assert ebm.logz.quadrature(half).value == pytest.approx(-math.log(2), abs=1e-5)
 
 
+@pytest.mark.parametrize("degrees", [3.0, 2.0])
+def test_heavy_tails_are_within_the_error_that_it_states(degrees):
+    p = ebm.Boltzmann(lambda x: (degrees + 1) / 2 * (x.square() / degrees).log1p(), event_shape=())
+    z = ebm.logz.quadrature(p)
+    exact = math.lgamma(degrees / 2) - math.lgamma((degrees + 1) / 2)
+    exact += math.log(degrees * math.pi) / 2
+    assert abs(z.value - exact) < 5 * z.std_error
+    assert z.std_error < 2e-6
+
+
+def test_mass_by_a_pole_at_the_edge_of_the_support_is_found():
+    p = ebm.Boltzmann(lambda x: x + 0.9 * x.log(), event_shape=(), support=constraints.positive)
+    z = ebm.logz.quadrature(p)
+    assert abs(z.value - math.lgamma(0.1)) < 5 * z.std_error
+
+
+@pytest.mark.parametrize("shift", [-45.0, 48.0])
+def test_mass_across_the_edge_of_the_first_box_is_found(shift):
+    p = ebm.Boltzmann(Gaussian(tensor([shift, 0.0]), 0.04), temperature=2.0)
+    z = ebm.logz.quadrature(p)
+    assert abs(z.value - math.log(2 * math.pi * 50)) < 5 * z.std_error + 1e-9
+
+
 def test_normalizes_a_learned_energy():
     p = ebm.Boltzmann(MLP((2,), (8,), base_scale=1.5))
     log_z = ebm.logz.quadrature(p).value
@@ -53,9 +76,12 @@ def test_normalizes_a_learned_energy():
     ("boltzmann", "message"),
     [
         (lambda: ebm.Boltzmann(Gaussian(torch.zeros(4), 1.0)), "one to three unconstrained"),
-        (lambda: ebm.Boltzmann(Gaussian(torch.zeros(1), 1.0)).expand([2]), "no batch"),
+        (lambda: ebm.Boltzmann(Gaussian(torch.zeros(1), 1.0)).expand([2]), "got batch_shape"),
         (lambda: ebm.Boltzmann(Laplace(torch.zeros(2), 1e-4)), "did not reach tol=1e-06"),
         (lambda: ebm.Boltzmann(Funnel(3, scale=1.0)), "did not reach tol=1e-06"),
+        (lambda: ebm.Boltzmann(lambda x: 0 * x, event_shape=()), "not normalisable"),
+        (lambda: ebm.Boltzmann(lambda x: x, event_shape=()), "not normalisable"),
+        (lambda: ebm.Boltzmann(torch.log, event_shape=()), "not finite at .* points of the grid"),
     ],
 )
 def test_refuses_what_it_cannot_integrate(boltzmann, message):

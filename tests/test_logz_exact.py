@@ -180,6 +180,8 @@ WRONG = {
     r"Gaussian at temperature 2 is not known": lambda: logz.exact(
         Boltzmann(Gaussian(torch.zeros(2), 1.0), temperature=2.0)
     ),
+    "of a Boltzmann distribution, got MLP": lambda: logz.estimate(MLP((2,))),
+    "of a Boltzmann distribution, got function": lambda: logz.quadrature(lambda x: x),
     r"of one distribution, got batch_shape \(3,\)": lambda: logz.exact(
         Boltzmann(Ising((4, 4), 0.3)).expand([3])
     ),

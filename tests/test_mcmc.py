@@ -314,13 +314,57 @@ def test_shows_progress_unless_told_not_to(capsys):
             lambda k: ebm.MCMC(k, 5, num_chains=3, initial_params={"x": torch.zeros(2, 2)}),
             r"initial_params\['x'\] must have num_chains=3 rows, got shape \(2, 2\)",
         ),
+        (
+            lambda k: ebm.MCMC(k, 5, num_chains=3, initial_params=torch.zeros(3, 2)),
+            "initial_params must be a dict .*, got Tensor",
+        ),
+        (
+            lambda k: quiet(k, 5, num_chains=3, initial_params={"z": torch.zeros(3, 2)}).run(),
+            r"values must be given for the sites \['x'\], got \['z'\]",
+        ),
+        (
+            lambda k: quiet(k, 5, num_chains=3, initial_params={"x": torch.zeros(3, 4)}).run(),
+            r"values of 'x' must have shape \(3, 2\) in unconstrained space",
+        ),
+        (
+            lambda k: quiet(
+                k, 5, num_chains=2, initial_params={"x": tensor([[0.0, 1.0], [torch.nan, 2.0]])}
+            ).run(),
+            "do not in 1 of 2 chains; in chain 1 the values are",
+        ),
         (lambda k: quiet(MALA(), 5).run(), "exactly one target"),
+        (lambda k: quiet(MALA, 5).run(), "must be an instance, got the class MALA"),
+        (lambda k: quiet(Gaussian(torch.zeros(2), 1.0), 5).run(), r"give Boltzmann\(energy\)"),
+        (lambda k: quiet(k, 5).get_samples(), "no draws before a run"),
+        (lambda k: quiet(k, 5).summary(), "no draws before a run"),
     ],
 )
 def test_refuses_bad_arguments(make, message):
     kernel = MALA(ebm.Boltzmann(Gaussian(torch.zeros(2), 1.0)))
     with pytest.raises(ValueError, match=message):
         make(kernel)
+
+
+def test_data_that_are_not_finite_are_named():
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"not finite: 'y' \(observed values that are not finite"):
+        quiet(model, 5).run(tensor([1.0, torch.nan]))
+
+
+def test_a_latent_without_coordinates_is_no_obstacle(capsys):
+    def model():
+        pyro.sample("nothing", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    mcmc = quiet(MALA(model), 5, num_chains=2)
+    mcmc.run()
+    mcmc.summary()
+    assert "nothing" not in capsys.readouterr().out
+    assert mcmc.get_samples()["nothing"].shape == (10, 0)
 
 
 @pytest.mark.parametrize("target", ["model", "boltzmann"])

@@ -302,6 +302,35 @@ def test_a_support_that_depends_on_other_latents_is_refused():
         Potential.of(model)
 
 
+def test_a_latent_beneath_one_that_is_summed_out_is_a_single_one():
+    weights, observed = tensor([0.2, 0.3, 0.5]), torch.linspace(0.5, 2.0, 4)
+
+    def model():
+        with pyro.plate("data", 4):
+            k = pyro.sample("k", dist.Categorical(weights))
+            a = pyro.sample("a", dist.LogNormal(k.to(weights), 1.0 + k))
+            pyro.sample("y", dist.Normal(a, 1.0), obs=observed)
+
+    potential = Potential.of(model)
+    (site,) = potential.sites
+    assert site.shape == (4,)
+    assert site.dims == ("data",)
+    z = torch.randn(5, 4)
+    each = dist.Normal(torch.arange(3.0), torch.arange(1.0, 4.0)).log_prob(z.unsqueeze(-1))
+    log_density = (weights.log() + each).logsumexp(-1)
+    log_density = log_density + dist.Normal(z.exp(), 1.0).log_prob(observed)
+    torch.testing.assert_close(potential.value_and_grad(z)[0], -log_density.sum(-1))
+
+
+def test_a_support_that_depends_on_what_is_summed_out_is_refused():
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(1e-9))
+        pyro.sample("a", dist.Uniform(0.0, 1.0 + k))
+
+    with pytest.raises(ValueError, match="support of latent 'a' depends on other latents"):
+        Potential.of(model)
+
+
 def test_an_angle_on_the_whole_line_is_warned_of():
     with pytest.warns(UserWarning, match="latent 'a' is an angle on the whole line"):
         Potential.of(lambda: pyro.sample("a", dist.VonMises(0.5, 2.0)))

@@ -78,7 +78,7 @@ class PyroFace(MCMCKernel):
         rows = None if given is None else {k: v.unsqueeze(0) for k, v in given.items()}
         self._potential = self.bind(args, kwargs, rows)
         self.transforms = {site.name: site.bijection.inv for site in self._potential.sites}
-        z = self._potential.initialize(1) if rows is None else self._potential.flatten(rows)
+        z = self._potential.initialize(1) if rows is None else self._potential.starting_at(rows)
         self._state = self.init(self._potential, z)
         self._generator = seeded_generator(z.device)
         self._adaptation = self.adaptation(warmup_steps)

@@ -2,17 +2,46 @@ r"""The result that every estimator of log Z returns, and the statistics that th
 
 from __future__ import annotations
 
-__all__ = ["LogZ", "Rungs", "grouped", "log_mean_exp", "relative_error", "weight_ess"]
+__all__ = [
+    "LogZ",
+    "Rungs",
+    "check_distribution",
+    "grouped",
+    "log_mean_exp",
+    "relative_error",
+    "weight_ess",
+]
 
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from ..distributions import Boltzmann
 from ..plotting import rungs as picture_of_rungs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def check_distribution(target: object) -> None:
+    """Refuses what is no distribution, or more than one.
+
+    Args:
+        target: What log Z is asked of.
+
+    Raises:
+        ValueError: If it is no Boltzmann distribution, or has a batch.
+    """
+    if not isinstance(target, Boltzmann):
+        raise ValueError(
+            f"log Z is of a Boltzmann distribution, got {type(target).__name__}: give "
+            "Boltzmann(energy)"
+        )
+    if target.batch_shape:
+        raise ValueError(
+            f"log Z is of one distribution, got batch_shape {tuple(target.batch_shape)}"
+        )
 
 
 class Rungs(NamedTuple):

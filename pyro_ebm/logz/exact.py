@@ -17,7 +17,7 @@ from ..energies.base import Energy, Scaled, Tempered, reference_tensor
 from ..energies.boltzmann_machines import GaussianRBM
 from ..energies.discrete import DiscreteEnergy
 from ..energies.enumeration import MAX_POINTS, count_points, log_sum_of_points
-from .base import LogZ
+from .base import LogZ, check_distribution
 
 
 def exact(boltzmann: Boltzmann, *, max_points: int = MAX_POINTS) -> LogZ:
@@ -83,12 +83,9 @@ def known(boltzmann: Boltzmann, max_points: int = MAX_POINTS) -> LogZ | None:
         max_points: How many points may be enumerated.
 
     Raises:
-        ValueError: If the distribution has a batch.
+        ValueError: If there is no distribution, or one with a batch.
     """
-    if boltzmann.batch_shape:
-        raise ValueError(
-            f"log Z is of one distribution, got batch_shape {tuple(boltzmann.batch_shape)}"
-        )
+    check_distribution(boltzmann)
     if boltzmann.support is getattr(boltzmann.energy, "support", None):
         energy = cooled(boltzmann.energy, _number(boltzmann.temperature))
         if energy is not None:

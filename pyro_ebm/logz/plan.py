@@ -34,6 +34,7 @@ from ..kernels.transition import seeded_generator
 from ..layout import chains_innermost
 from ..potential import Model, Potential
 from ..ranks.group import alone
+from .base import check_distribution
 from .continuous import ContinuousPath
 from .discrete import DiscretePath
 from .path import Path, taken
@@ -227,7 +228,7 @@ def _check(
         if base is not None or draws is not None:
             raise ValueError("base and draws are of one point of a Boltzmann, not of a model")
         return
-    _check_distribution(boltzmann)
+    check_distribution(boltzmann)
     if isinstance(base, Boltzmann) and not base.is_normalized:
         raise ValueError("base must be normalised: give the Boltzmann its log_z")
     if base is not None and (base.batch_shape or base.event_shape != boltzmann.event_shape):
@@ -239,13 +240,6 @@ def _check(
         raise ValueError(
             f"draws must have shape (n, *event) with event {tuple(boltzmann.event_shape)}, got "
             f"{tuple(draws.shape)}"
-        )
-
-
-def _check_distribution(boltzmann: Boltzmann) -> None:
-    if boltzmann.batch_shape:
-        raise ValueError(
-            f"log Z is of one distribution, got batch_shape {tuple(boltzmann.batch_shape)}"
         )
 
 

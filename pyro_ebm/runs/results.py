@@ -17,10 +17,21 @@ from .draws import Draws
 class Results(AbstractMCMC):
     """Draws, statistics and diagnostics, read from where a run keeps them."""
 
-    draws: Draws
     num_superchains: int | None
     rejoined: Tensor
+    _draws: Draws | None = None
     _warmup: Draws
+
+    @property
+    def draws(self) -> Draws:
+        """Where the draws are.
+
+        Raises:
+            ValueError: If nothing was run yet.
+        """
+        if self._draws is None:
+            raise ValueError("there are no draws before a run: call run() first")
+        return self._draws
 
     @property
     def num_draws(self) -> int:
@@ -50,6 +61,8 @@ class Results(AbstractMCMC):
             Draws of shape ``(chain * draw, *shape)``, or ``(chain, draw, *shape)``.
         """
         values = self.draws.values()
+        if num_samples is None and not group_by_chain:
+            return {name: draws.flatten(0, 1) for name, draws in values.items()}
         return select_samples(values, num_samples, group_by_chain) if values else {}
 
     def get_warmup(self) -> dict[str, Tensor]:
@@ -66,6 +79,8 @@ class Results(AbstractMCMC):
         """
         found: dict[str, dict] = {}
         for name, draws in self.get_samples(group_by_chain=True).items():
+            if not draws.numel():  # of a site without coordinates
+                continue
             found[name] = {"n_eff": bulk_ess(draws), "r_hat": split_r_hat(draws)}
             if self.num_superchains:
                 found[name]["nested_r_hat"] = nested_r_hat(draws, self.num_superchains)
@@ -94,7 +109,8 @@ class Results(AbstractMCMC):
         """
         if rank() > 0:
             return
-        print(summary_table(self.get_samples(), self.diagnostics(), prob))  # noqa: T201
+        samples = {name: draws for name, draws in self.get_samples().items() if draws.numel()}
+        print(summary_table(samples, self.diagnostics(), prob))  # noqa: T201
         num_divergences = int(self.draws.totals()["diverging"].sum())
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
         if num_rejoined := int(self.rejoined.sum()):
