@@ -38,6 +38,24 @@ from pyro_ebm.objectives import (
 REPLICATES = 32
 
 
+@pytest.mark.parametrize(
+    "objective", [MaximumLikelihood(), PersistentCD(MALA(step_size=0.1), num_chains=4)]
+)
+def test_energy_that_knows_its_log_z_moves_by_its_log_p(objective):
+    """Without a word of the user about its parameters: one step down the closed gradient."""
+    loc, precision = nn.Parameter(tensor([1.0, -2.0])), tensor([0.5, 3.0])
+    p = ebm.Boltzmann(ebm.energies.Gaussian(loc, precision))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", p, obs=x)
+
+    x = torch.randn(30, 2)
+    expected = loc.detach() - 0.01 * (precision * (loc.detach() - x)).sum(0)
+    SVI(model, ebm.no_guide, pyro.optim.SGD({"lr": 0.01}), objective).step(x)
+    torch.testing.assert_close(loc.detach(), expected)
+
+
 class Quadratic(Energy):
     """E(x) = lambda x^2 / 2 with a learnable lambda, and no word about its log Z."""
 

@@ -59,7 +59,56 @@ def bits(n=60):
     return (torch.rand(n, 2, 3) < 0.3).to(torch.get_default_dtype())
 
 
+def grid(*shape):
+    return lambda: (torch.rand(60, *shape) < 0.3) * 2.0 - 1.0
+
+
+def labels(*shape, num_values=3):
+    return lambda: torch.randint(num_values, (60, *shape)).to(torch.get_default_dtype())
+
+
+def learned(*shape):
+    return torch.nn.Parameter(0.3 * torch.randn(shape))
+
+
+def of_energy(make, kernel=None):
+    """An EBM of an energy that is not a network, with the settings of its kind."""
+
+    def model(x):
+        sampler = None if kernel is None else kernel()
+        return EBM(make(), None, Training(3, batch_size=16, lr=1e-3), sampler, 4, 3)
+
+    return model
+
+
 ZOO = {
+    "ising": (of_energy(lambda: ebm.energies.Ising((3, 4), learned())), grid(3, 4)),
+    "ising in a field": (
+        of_energy(lambda: ebm.energies.Ising((3, 3), 0.2, learned(3, 3), periodic=False)),
+        grid(3, 3),
+    ),
+    "potts": (
+        of_energy(lambda: ebm.energies.Potts((3, 3), 3, learned(), learned(3))),
+        labels(3, 3),
+    ),
+    "graph": (
+        of_energy(
+            lambda: ebm.energies.IsingGraph(torch.tensor([[0, 1], [1, 2]]), learned(2), learned(3))
+        ),
+        grid(3),
+    ),
+    "chain": (
+        of_energy(lambda: ebm.energies.ChainCRF(learned(4, 3), learned(3, 3))),
+        labels(4),
+    ),
+    "trap": (
+        of_energy(lambda: ebm.energies.Particles(3, 2, trap=1.0, epsilon=learned().exp().data)),
+        lambda: 2 * torch.randn(60, 3, 2),
+    ),
+    "cell": (
+        of_energy(lambda: ebm.energies.Particles(3, 2, cell=4.0, cutoff=1.5)),
+        lambda: 4 * torch.rand(60, 3, 2),
+    ),
     "plane": (lambda x: of_ebm(EBM.for_plane, x), points),
     "table": (lambda x: of_ebm(EBM.for_table, x), lambda: torch.randn(60, 4)),
     "images": (lambda x: of_ebm(EBM.for_images, x), lambda: torch.randn(60, 1, 3, 3)),

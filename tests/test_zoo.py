@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import pyro_ebm as ebm
+from pyro_ebm.distributions import Boltzmann
 from pyro_ebm.zoo.autoregressive import Autoregressive
 from pyro_ebm.zoo.base import Generative, Likelihood
 from pyro_ebm.zoo.diffusion import Diffusion
@@ -211,6 +212,44 @@ def test_ebm_recovers_a_gaussian():
         assert ((a.mean(0) - b.mean(0)).abs() < 5 * error).all()
     diagnostics = model.mcmc.diagnostics()
     assert not sum(map(len, diagnostics["divergences"].values()))
+
+
+@pytest.mark.parametrize("knows_log_z", [True, False])
+def test_ebm_recovers_spins_in_a_field(knows_log_z):
+    """By its likelihood, or by the chains that it has where none are given; over all 16 points."""
+    field = torch.tensor([0.9, -0.3, 0.1, -0.6])
+    truth = ebm.energies.Ising((4,), 0.4, field, periodic=False)
+    points = Boltzmann(truth).enumerate_support()
+    x = points[Boltzmann(truth).log_prob(points).exp().multinomial(4000, replacement=True)]
+    start = torch.nn.Parameter(torch.tensor(0.0)), torch.nn.Parameter(torch.zeros(4))
+    ising = ebm.energies.Ising((4,), *start, periodic=False)
+    energy = ising if knows_log_z else 1.0 * ising
+    plan = Training(num_steps=300, batch_size=4000, lr=0.05)
+    model = EBM(energy, training=plan, warmup_steps=20, num_draws=20).fit(x, progress=False)
+    kind, log_p, _ = model.log_prob(points)
+    assert kind == "exact"
+    assert abs(log_p.exp().sum() - 1) < 1e-6
+    draws = model.sample(4000)
+
+    def moments(x):
+        return torch.cat([x, x[:, :1] * x[:, 1:2], x[:, 1:2] * x[:, 2:3]], 1).double()
+
+    expected = log_p.exp().double() @ moments(points)  # of the law that was learned
+    spread = moments(draws).std(0)
+    assert ((moments(draws).mean(0) - expected).abs() < 5 * spread / 4000**0.5).all()
+    # the noise of 256 chains is averaged over the last updates, in which the rate falls
+    assert ((moments(x).mean(0) - expected).abs() < 5 * spread / 256**0.5).all()
+    assert (model.chains is None) == knows_log_z
+
+
+def test_chains_over_discrete_values_begin_anywhere_if_training_has_none():
+    objective = ebm.objectives.PseudoLikelihood()
+    energy = ebm.energies.Potts((3, 3), 3, torch.nn.Parameter(torch.tensor(0.1)))
+    model = EBM(energy, objective, Training(num_steps=2), warmup_steps=2, num_draws=2)
+    model.fit(torch.randint(3, (50, 3, 3)).double(), progress=False)
+    assert model.noise is None
+    assert model.mcmc is None
+    assert model.sample(30).unique().tolist() == [0, 1, 2]
 
 
 def test_draws_continue_the_persistent_chains():

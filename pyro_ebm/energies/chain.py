@@ -88,6 +88,8 @@ class ChainCRF(DiscreteEnergy):
                     f"{lengths}"
                 )
             self.register_buffer("lengths", lengths)
+        else:
+            self.lengths = None
 
     def _scores(self) -> tuple[Tensor, Tensor]:
         """Returns unary scores and transitions for each step, with all that padding means."""

@@ -54,6 +54,7 @@ class _Lattice(DiscreteEnergy):
         with structure():
             colours, edges = grid_colours(shape, periodic), grid_edges(shape, periodic)
         super().__init__(shape, support, colours)
+        self.shape = shape
         self.periodic = periodic
         self.dims = tuple(range(-len(shape), 0))
         self.constant("coupling", coupling)
@@ -153,6 +154,8 @@ class Ising(_Lattice):
                 )
             self.batch_shape = size[: -len(self.dims)]
             self.constant("field", field)
+        else:
+            self.field = None
 
     def _bond(self, x: Tensor, y: Tensor) -> Tensor:
         return x * y
@@ -265,6 +268,8 @@ class Potts(_Lattice):
                 )
             self.batch_shape = field.shape[: -len(own)]
             self.constant("field", field)
+        else:
+            self.field = None
 
     def _bond(self, x: Tensor, y: Tensor) -> Tensor:
         return (x == y).to(self.coupling.dtype)

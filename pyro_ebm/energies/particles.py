@@ -87,11 +87,15 @@ class Particles(Energy):
                 )
         within = constraints.real if cell is None else constraints.interval(0.0, cell)
         super().__init__((num_particles, num_dims), constraints.independent(within, 2))
+        self.num_particles = num_particles
+        self.num_dims = num_dims
         self.cell = cell
         self.cutoff = cutoff
         self.has_trap = trap is not None
         if self.has_trap:
             self.constant("trap", trap)
+        else:
+            self.trap = None
         self.constant("epsilon", epsilon)
         self.constant("sigma", sigma)
 

@@ -283,20 +283,22 @@ class _Swap(Messenger):
         boltzmann = base_distribution(msg["fn"])
         if not isinstance(boltzmann, Boltzmann):
             return
-        if boltzmann.is_normalized and not boltzmann.sums_log_z:
-            return
         parameters = trainable_parameters(boltzmann.energy)
-        module = module_of(boltzmann.energy)
+        module, name = module_of(boltzmann.energy), msg["name"]
+        is_new = any(id(parameter) not in self.seen for parameter in parameters)
+        if boltzmann.is_normalized and not boltzmann.sums_log_z:
+            if is_new:  # it learns by its own log p, as any site of Pyro
+                register_module(f"{name}.energy", module)
+            return
         if not parameters and (module is not None or not msg["is_observed"]):
             return
-        name = msg["name"]
         if not msg["is_observed"] and not self.objective.serves_latents:
             raise ValueError(
                 f"{type(self.objective).__name__} cannot serve the latent site '{name}': its "
                 "surrogate carries no gradient of log p to the guide; use ContrastiveDivergence "
                 "or PersistentCD"
             )
-        if any(id(parameter) not in self.seen for parameter in parameters):
+        if is_new:
             register_module(f"{name}.energy", module)
         self.objective.register(name)
         msg["fn"] = _rebased(msg["fn"], _Surrogate(boltzmann, self.objective, name))

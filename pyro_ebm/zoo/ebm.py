@@ -10,15 +10,16 @@ import math
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 from typing_extensions import Self
 
+from ..discrete import bijection_of
 from ..distributions import Boltzmann
 from ..energies.analytic import Gaussian
 from ..energies.base import Energy
 from ..energies.neural import MLP
 from ..energies.whitened import Whitened
 from ..kernels.base import Kernel
+from ..kernels.gibbs import Gibbs
 from ..kernels.hamiltonian import HMC
 from ..kernels.langevin import MALA
 from ..kernels.resampling import systematic
@@ -50,7 +51,8 @@ class EBM(Generative):
     of the sampler, which leaves the learned law exactly invariant. Chains start where the
     persistent chains of training ended, if the objective has any (several start from one where
     more draws than chains are asked for), else from Gaussian noise with the mean and spread of the
-    data. How far they came from there is for ``mcmc.diagnostics()`` to say.
+    data, or anywhere on a discrete support. How far they came from there is for
+    ``mcmc.diagnostics()`` to say.
 
     ``log_prob`` is of kind "exact" where the energy knows its log Z; of points of one or two
     coordinates it is of kind "estimate", with log Z by quadrature to 1e-4 nats; else it is of kind
@@ -59,10 +61,10 @@ class EBM(Generative):
     Args:
         energy: The energy; its parameters learn.
         objective: The objective; persistent contrastive divergence with 256 chains of 20 MALA
-            steps unless given.
+            steps, or of a Gibbs sweep over discrete values, unless given.
         training: How to train.
-        sampler: A Metropolis-adjusted kernel without a target, which draws;
-            :class:`~pyro_ebm.kernels.MALA` unless given.
+        sampler: A kernel without a target, which draws and has to be exact;
+            :class:`~pyro_ebm.kernels.MALA`, or :class:`~pyro_ebm.kernels.Gibbs`, unless given.
         warmup_steps: For how many steps chains that draw adapt step size and metric.
         num_draws: For how many steps they go on after that; these are kept in ``mcmc``.
 
@@ -94,13 +96,20 @@ class EBM(Generative):
             )
         super().__init__(energy.event_shape)
         self.energy = energy
+        discrete = energy.support.is_discrete
         self.objective = (
-            PersistentCD(MALA(step_size=0.01), num_chains=256, num_steps=20)
+            PersistentCD(
+                Gibbs() if discrete else MALA(step_size=0.01),
+                num_chains=256,
+                num_steps=1 if discrete else 20,
+            )
             if objective is None
             else objective
         )
         self.training_plan = Training() if training is None else training
-        self.sampler = MALA(step_size=0.01) if sampler is None else sampler
+        if sampler is None:
+            sampler = Gibbs() if discrete else MALA(step_size=0.01)
+        self.sampler = sampler
         self.warmup_steps = warmup_steps
         self.num_draws = num_draws
         self.register_buffer("noise", None)
@@ -202,8 +211,9 @@ class EBM(Generative):
     def fit(self, x: Tensor, progress: bool = True) -> Self:  # noqa: D102
         check_data("x", x, self.event_shape)
         self.history = {}
-        z = self._bijection.inv(x)
-        self.noise = torch.stack([z.mean(0), z.std(0)])
+        if not self.energy.support.is_discrete:
+            z = self._bijection.inv(x)
+            self.noise = torch.stack([z.mean(0), z.std(0)])
         self.history = train(
             self._model,
             no_guide,
@@ -248,21 +258,22 @@ class EBM(Generative):
             num_samples=self.num_draws,
             warmup_steps=self.warmup_steps,
             num_chains=num_samples,
-            initial_params={"x": self._start(num_samples)},
+            initial_params=self._start(num_samples),
             disable_progbar=True,
         )
         self.mcmc.run()
         return self.mcmc.get_samples(group_by_chain=True)["x"][:, -1]
 
-    def _start(self, num_samples: int) -> Tensor:
+    def _start(self, num_samples: int) -> dict[str, Tensor] | None:
+        if self.chains is None and self.noise is None:
+            return None  # uniform over all points
         if self.chains is None:
             mean, spread = self.noise
-            return mean + spread * torch.randn(num_samples, *mean.shape).to(mean)
+            return {"x": mean + spread * torch.randn(num_samples, *mean.shape).to(mean)}
         num = len(self.chains)
         rounds = [torch.randperm(num) for _ in range(-(-num_samples // num))]
-        return self.chains[torch.cat(rounds)[:num_samples]].reshape(
-            num_samples, *self.noise.shape[1:]
-        )
+        shape = self.event_shape if self.noise is None else self.noise.shape[1:]
+        return {"x": self.chains[torch.cat(rounds)[:num_samples]].reshape(num_samples, *shape)}
 
     def as_energy(self) -> Energy:  # noqa: D102
         return self.energy
@@ -278,7 +289,7 @@ class EBM(Generative):
         check_data("x", x, self.event_shape)
         if self.boltzmann.is_normalized:
             return Likelihood("exact", self.boltzmann.log_prob(x))
-        if self.event_shape.numel() > _MAX_QUADRATURE:
+        if self.energy.support.is_discrete or self.event_shape.numel() > _MAX_QUADRATURE:
             return Likelihood("none")
         log_z = quadrature(self.boltzmann, tol=_QUADRATURE_TOL)
         value = self.typicality(x) - log_z.value
@@ -296,7 +307,7 @@ class EBM(Generative):
 
     @property
     def _bijection(self) -> torch.distributions.Transform:
-        return biject_to(self.energy.support)
+        return bijection_of(self.energy.support)
 
 
 _MAX_QUADRATURE = 2
