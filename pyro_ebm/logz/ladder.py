@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .base import Rungs
 from .path import Walkers, taken
 from .plan import Plan
 
@@ -44,6 +45,16 @@ class Ladder(NamedTuple):
     """The mean acceptance of the kernel at each rung; NaN for the base, ``(K,)``."""
     swap_prob: Tensor
     """The mean acceptance of swaps of each pair, ``(K - 1,)``."""
+
+    def rungs(self, steps: Tensor) -> Rungs:
+        """What is shown of it: the share of swaps stands for the effective part.
+
+        Args:
+            steps: What each gap adds to log Z, ``(K - 1,)``.
+        """
+        log_z = torch.cat([steps.new_zeros(1), steps]).cumsum(0)
+        share = torch.cat([self.swap_prob.new_ones(1), self.swap_prob])
+        return Rungs(self.betas, log_z, share, self.accept_prob)
 
 
 def climb(
