@@ -269,16 +269,6 @@ def test_critical_torus():
     assert z.std_error < 0.08
 
 
-@pytest.mark.slow
-def test_large_critical_torus():
-    pyro.set_rng_seed(1)
-    exact = 238.642256635133
-    z = logz.ais(Boltzmann(Ising((16, 16), 0.44068679350977)))
-    assert_close(z.value, exact, z.std_error)
-    assert z.std_error < 0.05
-    assert z.lower < exact < z.upper
-
-
 def digits():
     return Boltzmann(RBM(*(tensor(DIGITS[name]) for name in "Wbc")))
 

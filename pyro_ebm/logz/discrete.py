@@ -33,8 +33,8 @@ from .path import Path, Walkers
 WIDTH = 0.1
 """The share of the uniform law in a base that is fitted: it covers what the draws do not show."""
 SHARE_OF_CLUSTERS = 1 / 3
-"""The share of moves in which clusters turn before the sweep. They cost six sweeps, in which sites
-forget as much of their energy; the domains that sweeps do not turn take longer than four moves."""
+"""The share of moves in which clusters turn before the sweep. They cost some six sweeps, in which
+sites forget as much of their energy; what sweeps do not turn, a domain, takes longer than that."""
 
 
 class DiscretePath(Path):
@@ -51,7 +51,7 @@ class DiscretePath(Path):
     A sweep moves single sites, and takes long to turn a domain of a lattice at its critical point.
     Where the energy is one of pairs of sites with couplings that are not negative, in any field
     (:class:`~pyro_ebm.energies.Ising`, :class:`~pyro_ebm.energies.Potts`,
-    :class:`~pyro_ebm.energies.IsingGraph`), all clusters are turned before every fourth sweep, on
+    :class:`~pyro_ebm.energies.IsingGraph`), all clusters are turned before every third sweep, on
     average (:class:`~pyro_ebm.kernels.SwendsenWang`). On other targets whose walkers do not mix,
     the draws of the target behind an upper bound do not either, and the bracket may close beside
     the truth.
