@@ -22,9 +22,9 @@ from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.logz import Plan, plan
 from pyro_ebm.logz.annealing import Direction, anneal
 from pyro_ebm.logz.base import LogZ
-from pyro_ebm.logz.bridge import met
+from pyro_ebm.logz.bridge import linked, met
 from pyro_ebm.logz.ladder import climb, num_levels
-from pyro_ebm.logz.smc import sail
+from pyro_ebm.logz.smc import sail, temperatures
 from pyro_ebm.logz.thermodynamic import integrated, stepped
 
 NUM_PLANS, NUM_EACH = 4, 25
@@ -49,66 +49,55 @@ TARGETS = {
 }
 """Energies whose log Z is known exactly: in closed form, by Kaufman's formula on the torus, by a
 sum over the smaller layer. Continuous ones are run as plain callables, so that nothing but their
-value is used; discrete ones by their own Gibbs sweeps."""
+value is used; discrete ones move as they do by themselves."""
 
 
-def annealed(
-    made: Plan, num: int, generator: torch.Generator, num_walkers: int = 256, num_rungs: int = 32
-) -> list[Direction]:
-    """AIS from the base: 256 walkers on 32 rungs each."""
-    walkers = made.path.draw_base(num * num_walkers, generator)
+def annealed(made: Plan, num: int, generator: torch.Generator, num_rungs: int) -> list[Direction]:
+    """AIS from the base: 256 walkers."""
+    walkers = made.path.draw_base(num * 256, generator)
     log_w, _ = anneal(made, walkers, made.rungs(num_rungs), generator)
     return [Direction.of(part) for part in log_w[-1].chunk(num)]
 
 
 def sequential(
-    made: Plan, num: int, generator: torch.Generator, num_particles: int = 1024
+    made: Plan, num: int, generator: torch.Generator, num_particles: int
 ) -> list[Direction]:
-    """SMC: 32 islands of 32 particles each, on the rungs of the scouts."""
-    found = sail(made, made.rungs(len(made.betas)), num * num_particles, num * 32, generator)
+    """SMC: 32 islands."""
+    found = sail(made, temperatures(made), num * num_particles, num * 32, generator)
     return [found._replace(log_z=part).direction() for part in found.log_z.chunk(num)]
 
 
 def bridged(made: Plan, num: int, generator: torch.Generator) -> list[LogZ]:
-    """The bridge: 32 chains of 60 draws, and as many draws of the base."""
+    """The bridge: 32 chains of 60 draws, and as many draws of the base; of many spans if it is
+    far."""
     ladder = climb(made, num * 32, 60, num_levels(made), generator)
     of_base = -made.path.draw_base(num * 32 * 60, generator).excess
     of_target = -ladder.excess[..., -1].T
     ess = min(ebm.diagnostics.bulk_ess(of_target).item(), of_target.numel()) / num
-    pairs = zip(of_base.chunk(num), of_target.chunk(num), strict=True)
-    return [met(base, target, ess) for base, target in pairs]
+    parts = [ladder._replace(excess=part) for part in ladder.excess.chunk(num, 1)]
+    each = zip(of_base.chunk(num), of_target.chunk(num), parts, strict=True)
+    return [met(base, target, ess) or linked(part) for base, target, part in each]
 
 
-def laddered(
-    made: Plan, num: int, generator: torch.Generator, num_steps: int = 60
-) -> dict[str, list[LogZ]]:
+def laddered(made: Plan, num: int, generator: torch.Generator) -> dict[str, list[LogZ]]:
     """Thermodynamic integration and stepping stones: 32 chains of 60 steps."""
-    ladder = climb(made, num * 32, num_steps, 2 * num_levels(made) + 1, generator)
+    ladder = climb(made, num * 32, 60, 2 * num_levels(made) + 1, generator)
     parts = [ladder._replace(excess=part) for part in ladder.excess.chunk(num, 1)]
     return {"thermodynamic": [*map(integrated, parts)], "stepping stone": [*map(stepped, parts)]}
 
 
-def runs_of_moves(made: Plan, generator: torch.Generator) -> dict[str, list]:
-    """All estimators on a continuous target."""
+def runs(made: Plan, generator: torch.Generator, *, discrete: bool) -> dict[str, list]:
+    """All estimators.
+
+    On a continuous target AIS has 32 rungs, and SMC half of the particles that it takes by
+    itself; on a discrete one AIS an eighth of the rungs, and SMC all particles.
+    """
+    num_rungs = max(32, made.num_fine // 8) if discrete else 32
     return {
-        "AIS": annealed(made, NUM_EACH, generator),
-        "SMC": sequential(made, NUM_EACH, generator),
+        "AIS": annealed(made, NUM_EACH, generator, num_rungs),
+        "SMC": sequential(made, NUM_EACH, generator, 2048 if discrete else 1024),
         "bridge": bridged(made, NUM_EACH, generator),
         **laddered(made, NUM_EACH, generator),
-    }
-
-
-def runs_of_sweeps(made: Plan, generator: torch.Generator) -> dict[str, list]:
-    """On a discrete one, fewer walkers and steps, since sweeps cost more.
-
-    AIS has an eighth of the rungs that it takes by itself. The bridge is left out: independent
-    sites overlap with no such target.
-    """
-    num_rungs = max(32, made.num_fine // 8)
-    return {
-        "AIS": annealed(made, NUM_EACH, generator, 64, num_rungs),
-        "SMC": sequential(made, NUM_EACH, generator, 256),
-        **laddered(made, NUM_EACH, generator, 30),
     }
 
 
@@ -160,8 +149,7 @@ def coverage(name: str, seed: int = 0) -> dict[str, Coverage]:
     for _ in range(NUM_PLANS):
         made = plan(boltzmann)
         generator = seeded_generator(made.scouts.device)
-        runs = runs_of_sweeps(made, generator) if discrete else runs_of_moves(made, generator)
-        for estimator, estimates in runs.items():
+        for estimator, estimates in runs(made, generator, discrete=discrete).items():
             found.setdefault(estimator, []).extend(estimates)
     truth = energy.log_z().item()
     return {estimator: Coverage.of(estimates, truth) for estimator, estimates in found.items()}

@@ -8,7 +8,7 @@ calibration = pytest.importorskip("benchmarks.calibration")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["gaussian", "two modes"])
+@pytest.mark.parametrize("target", ["gaussian", "two modes", "ising 8x8", "rbm on digits"])
 def test_of_a_hundred_intervals_about_ninety_five_hold_the_truth(target):
     for estimator, found in calibration.coverage(target).items():
         assert 88 <= found.covered <= 99, f"{estimator}: {found}"

@@ -152,9 +152,7 @@ class SwendsenWang(DiscreteKernel):
         if _are_spins(target):
             agree, strength = agree == (strength > 0), 2 * strength.abs()
         bonded = agree & (of_bonds < -torch.expm1(-strength))
-        offset = num_sites * torch.arange(len(rows), device=rows.device).unsqueeze(-1)
-        ends = first + offset, torch.where(bonded, second, first) + offset
-        cluster = connected_components(rows.numel(), *(end.flatten() for end in ends))
+        cluster = _clusters(bonded, energy.edges, num_sites)
         uniform = of_clusters.flatten().index_select(0, cluster)
         change = _turned if _are_spins(target) else _redrawn
         z = change(target, rows, beta, cluster, uniform).reshape(state.z.shape)
@@ -208,6 +206,32 @@ def _each_site(field: Tensor, shape: Sequence[int]) -> Tensor:
     if field.numel() % size:
         field = field.expand(shape)  # all sites share it
     return field.reshape(-1, size)
+
+
+def _clusters(bonded: Tensor, edges: Tensor, num_sites: int) -> Tensor:
+    """Names the cluster of each site of each point by the first of its sites, ``(R * S,)``.
+
+    Sites that follow one another, as those along the last side of a grid do, are joined to runs
+    without a search, and the graph that is searched is that of the runs.
+
+    Args:
+        bonded: Which edges have a bond, with shape ``(R, M)``.
+        edges: Pairs of sites, with shape ``(M, 2)``.
+        num_sites: The number of sites S.
+    """
+    num_points, (first, second) = len(bonded), edges.unbind(-1)
+    follows, others = ((second - first == 1) == so for so in (True, False))
+    follows, others = follows.nonzero().squeeze(-1), others.nonzero().squeeze(-1)
+    ahead = bonded.index_select(1, follows).to(torch.uint8)
+    begins = ahead.new_zeros(num_points, num_sites).index_add_(1, second[follows], ahead) == 0
+    run = begins.flatten().cumsum(0) - 1
+    at = bonded.index_select(1, others).flatten().nonzero().squeeze(-1)
+    point = at.div(len(others), rounding_mode="floor") if len(others) else at
+    edge, offset = others.index_select(0, at - point * len(others)), point * num_sites
+    ends = (run.index_select(0, end.index_select(0, edge) + offset) for end in (first, second))
+    starts = begins.flatten().nonzero().squeeze(-1)
+    joined = connected_components(len(starts), *ends)
+    return starts.index_select(0, joined).index_select(0, run)
 
 
 def connected_components(num_nodes: int, first: Tensor, second: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ r"""Bridge sampling: draws of the target meet draws of the base."""
 
 from __future__ import annotations
 
-__all__ = ["bridge", "met"]
+__all__ = ["bridge", "linked", "met"]
 
 import math
 
@@ -16,13 +16,15 @@ from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
 from ..ranks.group import own_stream
-from .base import LogZ, grouped, log_mean_exp
-from .ladder import climb, num_levels
+from .base import LogZ, grouped, log_mean_exp, weight_ess
+from .ladder import Ladder, climb, num_levels
 from .plan import Plan, as_plan
 from .sharing import num_own, of_all_ranks, spent
 
 NUM_GROUPS = 16
 """The groups of draws of the base of which each gives a bound."""
+FEWEST = 50
+"""The effective draws of the base in a bridge below which it is too long for one span."""
 MAX_ITERATIONS = 1000
 """The iteration converges linearly, in some ten steps where the laws overlap."""
 
@@ -58,8 +60,12 @@ def bridge(
         f_0 = \frac{\ell}{s_1 \ell + s_0 Z}, \quad f_1 = \frac{Z}{s_1 \ell + s_0 Z}
 
     The bias is of the order of its square. It is the cheapest estimator where the base overlaps
-    with the target, in few dimensions or of nearly normal targets, and says so by its error where
-    it does not.
+    with the target, in few dimensions or of nearly normal targets. Where it does not, as
+    independent sites and most discrete targets, fewer than 50 of its draws are effective in the
+    bridge. Then it has a span for each pair of neighbours on the ladder of replica exchange,
+    :math:`\log \hat Z = \sum_k \log \hat r_k`, of which each has an error of that kind; that of
+    the sum is that of a mean over chains, as in :func:`~pyro_ebm.logz.stepping_stone`, whose
+    spans are geometric.
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
@@ -72,7 +78,8 @@ def bridge(
     Returns:
         The estimate. ``lower`` is the importance estimate of the draws of the base alone, a bound
         in expectation; ``upper`` is the reciprocal one of the draws of the target, as far as they
-        have mixed. ``ess`` is the effective number of draws of the target.
+        have mixed; with many spans both are sums over them. ``ess`` is the effective number of
+        draws of the target, or the number of independent ladders that would have the same error.
 
     Raises:
         ValueError: If a count is too small, and whatever :func:`~pyro_ebm.logz.plan` raises.
@@ -105,21 +112,21 @@ def bridge(
     of_rank, num_planned = num_own(num_chains, num_chains), made.path.num_gradients
     with own_stream():
         generator = seeded_generator(made.scouts.device)
-        of_base = -made.path.draw_base(num_own(num_samples, NUM_GROUPS), generator).excess
+        own = made.path.draw_base(num_own(num_samples, NUM_GROUPS), generator)
+        of_base, found = of_all_ranks(-own.excess), None
         if made.path.exact:
-            of_target = -made.path.draw_target(of_rank * num_steps).excess.reshape(-1, num_steps)
-        else:
-            ladder = climb(made, of_rank, num_steps, num_levels(made), generator)
+            excess = of_all_ranks(made.path.draw_target(of_rank * num_steps).excess)
+            found = met(of_base, -excess.reshape(num_chains, num_steps), float(len(excess)))
+        if found is None:
+            ladder = climb(made, of_rank, num_steps, num_levels(made), generator).of_all_ranks()
             of_target = -ladder.excess[..., -1].T
-    of_base, of_target = of_all_ranks(of_base), of_all_ranks(of_target)
-    ess = float(of_target.numel())
-    if not made.path.exact:
-        ess = min(bulk_ess(of_target).item(), ess)
-    return met(of_base, of_target, ess)._replace(num_gradients=spent(made, num_planned))
+            ess = min(bulk_ess(of_target).item(), float(of_target.numel()))
+            found = met(of_base, of_target, ess) or linked(ladder)
+    return found._replace(num_gradients=spent(made, num_planned))
 
 
-def met(of_base: Tensor, of_target: Tensor, ess: float) -> LogZ:
-    """Solves for the bridge.
+def met(of_base: Tensor, of_target: Tensor, ess: float) -> LogZ | None:
+    """Solves for the bridge of one span; ``None`` if it is too long.
 
     Args:
         of_base: -V at draws of the base, ``(n,)``.
@@ -128,8 +135,10 @@ def met(of_base: Tensor, of_target: Tensor, ess: float) -> LogZ:
     """
     num_samples, num_chains = len(of_base), len(of_target)
     share = ess / (ess + num_samples)
-    value = _iterated(of_base, of_target, share)
+    value = _iterated(of_base, of_target.flatten(), share)
     f_0, f_1 = _meeting(of_base - value, share), _meeting(of_target - value, share, target=True)
+    if weight_ess(f_0.log()) < FEWEST:
+        return None
     error = math.hypot(
         (f_0.std() / f_0.mean()).item() / math.sqrt(num_samples),
         (f_1.mean(1).std() / f_1.mean()).item() / math.sqrt(num_chains),
@@ -146,6 +155,33 @@ def met(of_base: Tensor, of_target: Tensor, ess: float) -> LogZ:
     )
 
 
+def linked(ladder: Ladder) -> LogZ:
+    """Solves for a bridge with a span for each pair of neighbours on a ladder.
+
+    Args:
+        ladder: What independent chains did on it.
+    """
+    gaps = ladder.betas.diff()
+    below, above = -gaps * ladder.excess[..., :-1], -gaps * ladder.excess[..., 1:]
+    spans = _iterated(below.flatten(0, 1), above.flatten(0, 1), 0.5)
+    f_0, f_1 = _meeting(below - spans, 0.5), _meeting(above - spans, 0.5, target=True)
+    f_0, f_1 = f_0 / f_0.mean((0, 1)), f_1 / f_1.mean((0, 1))
+    each = (f_0 - f_1).sum(-1).mean(0)
+    error = each.std().item() / math.sqrt(len(each))
+    spread = (f_0.flatten(0, 1).var(0) + f_1.flatten(0, 1).var(0)).sum().item()
+    lower, of_lower = grouped(log_mean_exp(below).sum(-1))
+    upper, of_upper = grouped(-log_mean_exp(-above).sum(-1))
+    return LogZ(
+        spans.sum().item(),
+        error,
+        spread / error**2 if error > 0 else math.nan,
+        lower - 2 * of_lower,
+        upper + 2 * of_upper,
+        "bridge",
+        rungs=ladder.rungs(spans),
+    )
+
+
 def _meeting(log_ratio: Tensor, share: float, *, target: bool = False) -> Tensor:
     """What a draw adds to the bridge, for the log of l / Z there."""
     one = torch.zeros_like(log_ratio)
@@ -154,11 +190,12 @@ def _meeting(log_ratio: Tensor, share: float, *, target: bool = False) -> Tensor
 
 
 def _iterated(of_base: Tensor, of_target: Tensor, share: float) -> Tensor:
-    value = of_target.median()
+    """The log ratio, from log ratios at draws of both sides, with these first; of many spans."""
+    value = of_target.median(0).values
     for _ in range(MAX_ITERATIONS):
-        up = _meeting(of_base - value, share).mean().log()
-        down = _meeting(of_target - value, share, target=True).mean().log()
+        up = _meeting(of_base - value, share).mean(0).log()
+        down = _meeting(of_target - value, share, target=True).mean(0).log()
         value, before = value + up - down, value
-        if not bool((value - before).abs() > 1e-10):
+        if not bool(((value - before).abs() > 1e-10).any()):
             break
     return value

@@ -5,7 +5,8 @@ r"""The path to a discrete target, from sites that are independent of each other
 
 Walkers move by Gibbs sweeps at any :math:`\beta`, which leave :math:`U_0 + \beta V` invariant
 without a rejection: the log weights of the values of a site are :math:`(1 - \beta) f_i` and
-:math:`\beta` times those of the target.
+:math:`\beta` times those of the target. Where sites attract each other in pairs, whole clusters
+move too, and any kernel of discrete targets can be given.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ from ..energies.alphabet import alphabet_of
 from ..energies.base import reference_tensor
 from ..energies.boltzmann_machines import RBM
 from ..energies.discrete import DiscreteEnergy, as_numbers
+from ..kernels.cluster import SwendsenWang
+from ..kernels.discrete import DiscreteKernel
+from .between import Between, check_moves, is_attracting
 from .continuous import draws_exactly
 from .path import Path, Walkers
 
 WIDTH = 0.1
 """The share of the uniform law in a base that is fitted: it covers what the draws do not show."""
+SHARE_OF_CLUSTERS = 1 / 3
+"""The share of moves in which clusters turn before the sweep. They cost some six sweeps, in which
+sites forget as much of their energy; what sweeps do not turn, a domain, takes longer than that."""
 
 
 class DiscretePath(Path):
-    r"""The path from independent sites to a discrete target, whose moves are Gibbs sweeps.
+    r"""The path from independent sites to a discrete target, by sweeps, clusters or a kernel.
 
     An energy that knows its conditionals is swept colour by colour, or as fast as it can from a
     uniform base. Any other callable is evaluated at all values of one site after the other: that
@@ -41,18 +48,26 @@ class DiscretePath(Path):
     costs no more than one of the visible: the base is over both. At a temperature other than one
     the two are not the same law, and the visible units are swept one by one.
 
-    A sweep moves single sites, and takes long to turn a domain of a lattice at its critical point:
-    there the draws of the target behind an upper bound may not have mixed, and the bracket may
-    close beside the truth.
+    A sweep moves single sites, and takes long to turn a domain of a lattice at its critical point.
+    Where the energy is one of pairs of sites with couplings that are not negative, in any field
+    (:class:`~pyro_ebm.energies.Ising`, :class:`~pyro_ebm.energies.Potts`,
+    :class:`~pyro_ebm.energies.IsingGraph`), all clusters are turned before every third sweep, on
+    average (:class:`~pyro_ebm.kernels.SwendsenWang`). On other targets whose walkers do not mix,
+    the draws of the target behind an upper bound do not either, and the bracket may close beside
+    the truth.
 
     Args:
         boltzmann: The target, over an alphabet.
         logits: The log probabilities :math:`f` of the values of each site in the base, normalised
             here, with shape ``(*sites, K)``; of an RBM those of all units, the visible first. All
             values are alike if not given.
+        kernel: What moves the walkers, in place of sweeps and clusters: any kernel of discrete
+            targets, without a target of its own. Its step size, if it has one, is tuned unless it
+            says otherwise.
 
     Raises:
-        ValueError: If the support is no alphabet, or ``logits`` has another shape.
+        ValueError: If the support is no alphabet, ``logits`` has another shape, or the kernel is
+            not one of the target.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -62,7 +77,14 @@ class DiscretePath(Path):
         (torch.Size([5, 3, 3]), torch.float64)
     """
 
-    def __init__(self, boltzmann: Boltzmann, logits: Tensor | None = None) -> None:
+    conditional_ess = 0.98
+
+    def __init__(
+        self,
+        boltzmann: Boltzmann,
+        logits: Tensor | None = None,
+        kernel: DiscreteKernel | None = None,
+    ) -> None:
         self.rbm = boltzmann.energy if _has_hidden(boltzmann) else None
         if self.rbm is not None:
             boltzmann = Boltzmann(self.rbm.joint())
@@ -81,6 +103,18 @@ class DiscretePath(Path):
         energy = boltzmann.energy
         own = isinstance(energy, DiscreteEnergy) and boltzmann.support is energy.support
         self.energy: DiscreteEnergy | None = energy if own else None
+        self.event_shape = shape
+        self.sweeps = kernel is None
+        """Whether a move ends with a sweep."""
+        if kernel is not None:
+            check_moves(kernel, boltzmann)
+            self.step_size = kernel.step_size if kernel.adapt_step_size else None
+            self.target_accept_prob = kernel.target_accept_prob
+            self.largest_step_size = kernel.largest_step_size
+        elif own and is_attracting(boltzmann):
+            kernel = SwendsenWang()
+        self.kernel = kernel
+        """What moves the walkers before it, if anything."""
         self.logits: Tensor | None = None
         if logits is not None:
             if logits.shape != (*self.sites, self.num_values):
@@ -115,13 +149,16 @@ class DiscretePath(Path):
     def locate(self, z: Tensor) -> Walkers:  # noqa: D102
         self.num_gradients += len(z)
         value = -self.boltzmann.log_density(z).double()
+        return Walkers(z, (value - self.base_value(z)).where(value.isfinite(), math.inf))
+
+    def base_value(self, z: Tensor) -> Tensor:
+        """Evaluates U_0 at points ``z (C, *event)``, in nats and float64, ``(C,)``."""
         if self.logits is None:
-            base_value = torch.full_like(value, self.sites.numel() * math.log(self.num_values))
-        else:
-            places = self.alphabet.encode(z).unsqueeze(-1)
-            logits = self.logits.double().expand(*places.shape[:-1], -1)
-            base_value = -logits.gather(-1, places).reshape(len(z), -1).sum(-1)
-        return Walkers(z, (value - base_value).where(value.isfinite(), math.inf))
+            size = self.sites.numel() * math.log(self.num_values)
+            return z.new_full((len(z),), size, dtype=torch.float64)
+        places = self.alphabet.encode(z).unsqueeze(-1)
+        logits = self.logits.double().expand(*places.shape[:-1], -1)
+        return -logits.gather(-1, places).reshape(len(z), -1).sum(-1)
 
     @torch.no_grad()
     def move(  # noqa: D102
@@ -132,28 +169,70 @@ class DiscretePath(Path):
         num_steps: int,
         generator: torch.Generator,
     ) -> tuple[Walkers, Tensor]:
-        z = walkers.z
-        beta = beta.to(z.dtype)
-        if beta.dim():
-            beta = beta.reshape(-1, *(1,) * (len(self.sites) + 1))
+        rows = beta.to(walkers.z.dtype)
+        accept_prob = torch.zeros_like(walkers.excess)
         for _ in range(num_steps):
-            z = self._swept(z, beta, generator)
-        return self.locate(z), torch.ones_like(walkers.excess)
+            accepted = torch.ones_like(accept_prob)
+            if self.kernel is not None and (not self.sweeps or self._turns(generator)):
+                between = Between(self, beta, walkers)
+                walkers, accepted = between.moved(self.kernel, step_size, generator)
+            if self.sweeps:
+                walkers = self.locate(self._swept(walkers.z, rows, generator))
+            accept_prob += accepted / num_steps
+        return walkers, accept_prob
+
+    def _turns(self, generator: torch.Generator) -> bool:
+        """Whether it is the turn of clusters, of all walkers."""
+        device = generator.device
+        return bool(torch.rand((), generator=generator, device=device) < SHARE_OF_CLUSTERS)
 
     def _swept(self, z: Tensor, beta: Tensor, generator: torch.Generator) -> Tensor:
-        energy, temperature = self.energy, self.boltzmann.temperature
-        if energy is None:
+        if self.energy is None:
             return self._visited(z, beta, generator)
-        if self.logits is None and not isinstance(energy, RBM):
-            uniform = self._uniform(z.shape[:1] + energy.uniform_shape, generator)
+        uniform = self._uniform(z.shape[:1] + self.uniform_shape, generator)
+        return self.swept(z, beta, uniform)
+
+    @property
+    def uniform_shape(self) -> torch.Size:
+        """The shape of the uniform draws that a sweep of one walker takes."""
+        return self.energy.uniform_shape if self._sweeps_by_itself else self.sites
+
+    @property
+    def _sweeps_by_itself(self) -> bool:
+        return self.logits is None and not isinstance(self.energy, RBM)
+
+    def swept(self, z: Tensor, beta: Tensor, uniform: Tensor) -> Tensor:
+        """Draws every site from its conditional, where the energy knows it.
+
+        Args:
+            z: Walkers, with shape ``(C, *event)``.
+            beta: The inverse temperature, of all or of each: ``()`` or ``(C,)``.
+            uniform: Uniform draws in [0, 1), with shape ``(C, *uniform_shape)``.
+        """
+        energy, temperature = self.energy, self.boltzmann.temperature
+        if beta.dim():
+            beta = beta.reshape(-1, *(1,) * (len(self.sites) + 1))
+        if self._sweeps_by_itself:
             return energy.sweep(z, uniform, beta / temperature)
-        uniform = self._uniform(z.shape[:1] + self.sites, generator)
         for colour in range(energy.num_colours):
             log_weights = beta / temperature * energy.conditionals(z)
             drawn = self._points(_chosen(self._with_base(log_weights, beta), uniform))
             own = energy.colours == colour
             z = torch.where(own.unsqueeze(-1) if self.alphabet.one_hot else own, drawn, z)
         return z
+
+    @property
+    def gain(self) -> float:
+        r"""By how much the base is nearer to its target than a uniform one, in nats.
+
+        .. math:: \sum_i \sum_k p_{ik} \log (K p_{ik}), \qquad \log p_i = f_i
+
+        which is the difference of their divergences from a law with the same marginals.
+        """
+        if self.logits is None:
+            return 0.0
+        logits = self.logits.double()
+        return (logits.exp() * (logits + math.log(self.num_values))).sum().item()
 
     def _with_base(self, log_weights: Tensor, beta: Tensor) -> Tensor:
         return log_weights if self.logits is None else log_weights + (1 - beta) * self.logits

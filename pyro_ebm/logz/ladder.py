@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..ranks.group import first
+from .base import Rungs
 from .path import Walkers, taken
 from .plan import Plan
 from .sharing import averaged, of_all_ranks
@@ -55,6 +56,16 @@ class Ladder(NamedTuple):
             accept_prob=averaged(self.accept_prob, num_chains),
             swap_prob=averaged(self.swap_prob, num_chains),
         )
+
+    def rungs(self, steps: Tensor) -> Rungs:
+        """What is shown of it: the share of swaps stands for the effective part.
+
+        Args:
+            steps: What each gap adds to log Z, ``(K - 1,)``.
+        """
+        log_z = torch.cat([steps.new_zeros(1), steps]).cumsum(0)
+        share = torch.cat([self.swap_prob.new_ones(1), self.swap_prob])
+        return Rungs(self.betas, log_z, share, self.accept_prob)
 
 
 def climb(

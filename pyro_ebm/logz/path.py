@@ -14,6 +14,7 @@ from __future__ import annotations
 
 __all__ = ["Path", "Walkers", "taken"]
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple, TypeVar
 
@@ -41,8 +42,15 @@ class Path(ABC):
     num_gradients: int = 0
     """How often U was evaluated so far, by all walkers together."""
 
+    conditional_ess: float = 0.9
+    """The effective share of particles that a step in temperature may leave, as far as a move can
+    follow."""
+
     step_size: float | None = None
     """Where the tuning of the kernel's step size begins; ``None`` if it has none to tune."""
+
+    largest_step_size: float = math.inf
+    """The step size at which tuning ends."""
 
     target_accept_prob: float = 0.5
     """The acceptance at which tuning aims."""

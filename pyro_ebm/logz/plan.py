@@ -51,6 +51,9 @@ fewest and the most."""
 LONG_PATH, MAX_FITS, GAINED = 12, 4, 0.8
 """The number of rungs above which the base is fitted once more, to where the scouts came; how
 often, at most; and the part of its length down to which that has to shorten the path to go on."""
+WORTH = 0.05
+"""The part of the square of its length that a base over sites has to be nearer to the target than
+a uniform one, in nats, to be tried."""
 NUM_TRIES, FIRST_TRIES = 3, 10
 """How often the scouts move at a rung, and at the first."""
 GAIN = 1.5
@@ -127,9 +130,11 @@ def plan(
     base does not cover, stays unseen by every estimator. The base is normal with their mean, and
     one and a half times their standard deviation (less in many dimensions).
 
-    On a discrete support no search is needed: walkers go by Gibbs sweeps from uniform sites
-    (:class:`~pyro_ebm.logz.DiscretePath`), and the base is fitted to where they came if that makes
-    the path shorter by a fifth; with ``draws`` it is fitted to these, nine parts in ten.
+    On a discrete support no search is needed: walkers go from uniform sites by Gibbs sweeps, of
+    sites that attract each other in pairs by cluster moves too
+    (:class:`~pyro_ebm.logz.DiscretePath`), or by ``kernel``, any one of discrete targets; and the
+    base is fitted to where they came if that makes the path shorter by a fifth; with ``draws`` it
+    is fitted to these, nine parts in ten.
 
     Args:
         target: A Boltzmann distribution without a batch, or a Pyro model.
@@ -137,7 +142,8 @@ def plan(
         kwargs: What the model takes by name.
         kernel: What moves walkers, without a target and with a Metropolis step; its step size is
             in units of the base, and tuned unless it says otherwise.
-            :class:`~pyro_ebm.kernels.HMC` of four leapfrogs if not given.
+            :class:`~pyro_ebm.kernels.HMC` of four leapfrogs if not given, or what suits a discrete
+            target.
         base: The base, in place of a fitted one: a normalised law of one point that covers the
             target.
         draws: Points ``(n, *event)`` of the target to fit the base to, in place of a run: the data
@@ -156,16 +162,16 @@ def plan(
     """
     boltzmann = target if isinstance(target, Boltzmann) else None
     discrete = boltzmann is not None and boltzmann.support.is_discrete
-    if discrete and not (kernel is None and base is None):
+    if discrete and base is not None:
         raise ValueError(
-            f"kernel and base must be None, as support {boltzmann.support} is discrete: walkers "
-            "move by Gibbs sweeps from independent sites; for other sites give estimators "
+            f"base must be None, as support {boltzmann.support} is discrete: walkers come from "
+            "independent sites; for others give estimators "
             "pyro_ebm.logz.scout(pyro_ebm.logz.DiscretePath(boltzmann, logits), generator)"
         )
-    kernel = HMC(step_size=0.5, num_steps=4) if kernel is None else kernel
     _check(boltzmann, kernel, base, draws)
     if discrete:
-        return _plan_discrete(boltzmann, draws)
+        return _plan_discrete(boltzmann, kernel, draws)
+    kernel = HMC(step_size=0.5, num_steps=4) if kernel is None else kernel
     potential = Potential.of(target, args, kwargs)
     generator = seeded_generator(potential.start.device)
     num_gradients = 0
@@ -189,15 +195,16 @@ def plan(
     return found
 
 
-def _plan_discrete(boltzmann: Boltzmann, draws: Tensor | None) -> Plan:
-    path = DiscretePath(boltzmann)
+def _plan_discrete(boltzmann: Boltzmann, kernel: Kernel | None, draws: Tensor | None) -> Plan:
+    path = DiscretePath(boltzmann, kernel=kernel)
     generator = seeded_generator(reference_tensor(boltzmann.energy).device)
     if draws is not None:
         return scout(path.fitted(draws), generator)
     found = scout(path, generator)
-    if len(found.betas) <= LONG_PATH:
+    fitted = path.refitted(path.locate(found.scouts[-1]))
+    if len(found.betas) <= LONG_PATH or fitted.gain < WORTH * found.lengths[-1] ** 2:
         return found
-    again = scout(path.refitted(path.locate(found.scouts[-1])), generator)
+    again = scout(fitted, generator)
     return again if again.lengths[-1] < GAINED * found.lengths[-1] else found
 
 
@@ -218,11 +225,11 @@ def as_plan(
 
 def _check(
     boltzmann: Boltzmann | None,
-    kernel: Kernel,
+    kernel: Kernel | None,
     base: dist.TorchDistribution | None,
     draws: Tensor | None,
 ) -> None:
-    if kernel.target is not None or kernel.potential_fn is not None:
+    if kernel is not None and not (kernel.target is None and kernel.potential_fn is None):
         raise ValueError("kernel must come without a target: it is bound to a path to it")
     if boltzmann is None:
         if base is not None or draws is not None:
@@ -330,6 +337,7 @@ def scout(path: Path, generator: torch.Generator) -> Plan:
             if path.step_size is not None:
                 miss = accept_prob.double().mean() - path.target_accept_prob
                 step_size = step_size * (GAIN * miss).exp()
+                step_size = step_size.clamp(max=path.largest_step_size)
         steps.append(step_size)
         points.append(walkers.z)
     return Plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Islands", "sail", "smc"]
+__all__ = ["Islands", "sail", "smc", "temperatures"]
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from ..kernels.resampling import systematic
 from ..kernels.transition import seeded_generator
 from ..ranks.group import first, own_stream
 from .annealing import NUM_GROUPS, Direction, check_closed, descend
-from .base import LogZ, Rungs, grouped, log_mean_exp, relative_error, weight_ess
+from .base import LogZ, Rungs, grouped, log_mean_exp, lognormal_error, weight_ess
 from .path import taken
 from .plan import Plan, as_plan
 from .sharing import averaged, num_own, of_all_ranks, spent
@@ -35,7 +35,7 @@ def smc(
     *,
     num_particles: int = 2048,
     num_islands: int = 32,
-    conditional_ess: float = 0.9,
+    conditional_ess: float | None = None,
     kernel: Kernel | None = None,
     base: dist.TorchDistribution | None = None,
     reverse: bool = True,
@@ -50,8 +50,9 @@ def smc(
     temperatures are those at which the scouts of the :func:`~pyro_ebm.logz.plan` keep
     ``conditional_ess`` of themselves; they, and the step sizes, are fixed before the particles
     start. So :math:`\hat Z` of each island is unbiased, and islands are independent: the estimate
-    is the log of their mean, and its standard error that of a mean (delta method), which counts
-    all that resampling makes dependent. A mode that the base does not cover is not found.
+    is the log of their mean, and its standard error that of a mean (delta method) or, if that is
+    larger, that of a mean of log-normal variables with the variance of their logs. It counts all
+    that resampling makes dependent. A mode that the base does not cover is not found.
 
     Args:
         target: A Boltzmann distribution without a batch, or a :func:`~pyro_ebm.logz.plan`.
@@ -59,7 +60,8 @@ def smc(
         num_islands: The number of islands, which divides it; ranks share them, and in the
             reverse direction up to 16 can.
         conditional_ess: The effective share of particles that a step in temperature may leave,
-            between 0 and 1; the nearer to 1, the more steps.
+            between 0 and 1; the nearer to 1, the more steps. If not given, 0.9, and 0.98 of a
+            discrete target, where a move changes less.
         kernel: What moves the particles: see :func:`~pyro_ebm.logz.plan`.
         base: The base, if it is not to be fitted.
         reverse: Whether 128 walkers go from the target to the base too, by annealed importance
@@ -99,11 +101,10 @@ def smc(
             "num_islands must be at least 8 and divide num_particles, with two or more each, got "
             f"{num_islands} and {num_particles}"
         )
-    check_between("conditional_ess", conditional_ess, 0, 1, inside=True)
+    if conditional_ess is not None:
+        check_between("conditional_ess", conditional_ess, 0, 1, inside=True)
     made = as_plan(target, kernel, base)
-    gap = math.sqrt(-math.log(conditional_ess))
-    length = first(made.lengths[-1]).item()
-    betas = first(made.rungs(max(1, math.ceil(length / gap))))
+    betas = temperatures(made, conditional_ess)
     num_planned = made.path.num_gradients
     with own_stream():
         generator = seeded_generator(made.scouts.device)
@@ -127,6 +128,18 @@ def smc(
     )
 
 
+def temperatures(made: Plan, conditional_ess: float | None = None) -> Tensor:
+    """Returns the rungs that leave so many particles effective, or as many as suit the path.
+
+    Args:
+        made: The plan.
+        conditional_ess: The effective share of particles that a step may leave.
+    """
+    share = made.path.conditional_ess if conditional_ess is None else conditional_ess
+    gap = math.sqrt(-math.log(share))
+    return first(made.rungs(max(1, math.ceil(first(made.lengths[-1]).item() / gap))))
+
+
 class Islands(NamedTuple):
     """What the islands found."""
 
@@ -140,7 +153,7 @@ class Islands(NamedTuple):
         """Sums up islands, of which each is unbiased."""
         bound, error = grouped(self.log_z)
         value = log_mean_exp(self.log_z).item()
-        return Direction(value, relative_error(self.log_z).item(), bound - 2 * error)
+        return Direction(value, lognormal_error(self.log_z).item(), bound - 2 * error)
 
 
 def sail(

@@ -25,7 +25,7 @@ from ..distributions import Boltzmann
 from ..kernels.base import Kernel
 from ..kernels.transition import seeded_generator
 from ..ranks.group import own_stream
-from .base import LogZ, Rungs, grouped, log_mean_exp
+from .base import LogZ, grouped, log_mean_exp
 from .ladder import Ladder, climb, num_levels
 from .plan import Plan, as_plan
 from .sharing import num_own, spent
@@ -110,7 +110,7 @@ def integrated(ladder: Ladder) -> LogZ:
     upper, of_upper = grouped(betas[0] * g[:, 0] + (gaps * g[:, 1:]).sum(-1))
     weights = torch.cat([gaps[:1], gaps[1:] + gaps[:-1], gaps[-1:]]) / 2
     spread = (weights.square() * slope.mean(0)).sum() + first.var() / first.mean().square()
-    steps = torch.cat([gaps.new_zeros(1), begin.reshape(1), _steps(betas, g, slope).mean(0)])
+    steps = torch.cat([begin.reshape(1), _steps(betas, g, slope).mean(0)])
     return LogZ(
         value,
         math.hypot(error, bias),
@@ -118,7 +118,7 @@ def integrated(ladder: Ladder) -> LogZ:
         lower - 2 * of_lower,
         upper + 2 * of_upper,
         "thermodynamic",
-        rungs=_rungs(ladder, steps),
+        rungs=ladder.rungs(steps),
     )
 
 
@@ -210,7 +210,7 @@ def stepped(ladder: Ladder) -> LogZ:
         lower - 2 * of_lower,
         upper + 2 * of_upper,
         "stepping stone",
-        rungs=_rungs(ladder, torch.cat([gaps.new_zeros(1), up - down])),
+        rungs=ladder.rungs(up - down),
     )
 
 
@@ -240,9 +240,3 @@ def _check(num_chains: int, num_steps: int, num_rungs: int | None) -> None:
             "num_chains must be at least 8, num_steps 10 and num_rungs 3, got "
             f"{num_chains}, {num_steps} and {num_rungs}"
         )
-
-
-def _rungs(ladder: Ladder, steps: Tensor) -> Rungs:
-    """What is shown of a ladder: the share of swaps stands for the effective part."""
-    share = torch.cat([ladder.swap_prob.new_ones(1), ladder.swap_prob])
-    return Rungs(ladder.betas, steps.cumsum(0), share, ladder.accept_prob)
