@@ -1,6 +1,6 @@
 """The faults, by what they are planted in."""
 
-from mutants.faults import chains, discrete, energies, levels, logz, objectives, outputs
+from mutants.faults import chains, discrete, energies, levels, logz, objectives, outputs, runs
 
 AREAS = {
     "kernels": chains.FAULTS + levels.FAULTS,
@@ -9,4 +9,5 @@ AREAS = {
     "log Z": logz.FAULTS,
     "energies": energies.FAULTS,
     "diagnostics, draws, export": outputs.FAULTS,
+    "long runs, ranks": runs.FAULTS,
 }

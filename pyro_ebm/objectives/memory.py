@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["as_put", "kept", "put", "shapes"]
+__all__ = ["GENERATOR", "as_put", "kept", "put", "shapes"]
 
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..runs.checkpoint import compare, plain, rebuilt
 
-PARAMETER, GENERATOR = "parameter", "generator of"
+PARAMETER = "parameter"
+GENERATOR = "generator of"
+"""By which what is kept of a generator is known: its device."""
 
 
 def kept(x: Any) -> Any:  # noqa: ANN401  whatever an objective keeps for a site or a device

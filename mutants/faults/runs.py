@@ -1,0 +1,89 @@
+"""Faults of what a long run keeps, and of what ranks tell each other."""
+
+from mutants.fault import group
+
+FAULTS = [
+    *group(
+        "objectives/records.py",
+        "test_records.py",
+        (
+            "records: of a block always the first",
+            "which.getrandbits(32) % block",
+            "0",
+        ),
+        (
+            "records: cut within a block",
+            "// half * half",
+            "// self.block * self.block",
+        ),
+        (
+            "records: blocks do not grow",
+            "_thinned(self._old, 2, len(self)), 2 * self.block",
+            "_thinned(self._old, 2, len(self)), self.block",
+        ),
+    ),
+    *group(
+        "objectives/sharding.py",
+        "test_training_on_ranks.py",
+        (
+            "division: the chains of the first rank for all",
+            "torch.arange(rank() * num_chains, (rank() + 1) * num_chains) % there",
+            "torch.arange(0, num_chains) % there",
+        ),
+        (
+            "division: noise goes on where it was",
+            '"state": new_stream(kept["state"], here)',
+            '"state": kept["state"]',
+        ),
+        (
+            "division: what differs is the first rank's",
+            "if where is not None:\n            raise ValueError",
+            "if False:\n            raise ValueError",
+        ),
+    ),
+    *group(
+        "objectives/jarzynski.py",
+        "test_training_on_ranks.py -k weighed",
+        (
+            "weights of ranks: the sign of what was resampled",
+            "+ (offset - offsets[name])",
+            "- (offset - offsets[name])",
+        ),
+    ),
+    *group(
+        "objectives/chains.py",
+        "test_training_on_ranks.py -k mixture",
+        (
+            "noise of ranks: without the spread of their means",
+            "(within + between).sqrt()",
+            "within.sqrt()",
+        ),
+    ),
+    *group(
+        "objectives/readings.py",
+        "test_training_on_ranks.py",
+        (
+            "records of ranks: each its own",
+            "if num_ranks() == 1:",
+            "if True:",
+        ),
+    ),
+    *group(
+        "logz/thermodynamic.py",
+        "test_ranks.py -k one_estimate",
+        (
+            "ladder of ranks: each its own",
+            "estimated(ladder.of_all_ranks())",
+            "estimated(ladder)",
+        ),
+    ),
+    *group(
+        "logz/importance.py",
+        "test_ranks.py -k one_estimate",
+        (
+            "importance on ranks: the same draws on each",
+            "with own_stream():",
+            "if True:",
+        ),
+    ),
+]
