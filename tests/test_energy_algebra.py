@@ -261,6 +261,14 @@ def test_train_mode_layers_are_refused_until_eval(layer, size):
     check_energy(network.eval(), torch.randn(3, 2))
 
 
+def test_an_energy_that_is_random_behind_a_function_is_refused():
+    network = nn.Sequential(nn.Linear(2, 9), nn.Dropout(0.5), nn.Linear(9, 1), nn.Flatten(0))
+    with pytest.raises(ValueError, match=r"must be one fixed function.*Dropout"):
+        check_energy(lambda x: network(x), torch.randn(3, 2))
+    network.eval()
+    check_energy(lambda x: network(x), torch.randn(3, 2))
+
+
 @pytest.mark.parametrize(
     ("energy", "message"),
     [

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import pickle
 from functools import partial
 
 import pyro
@@ -619,6 +620,41 @@ def test_a_closure_over_pyro_params_learns():
     assert_close(sum(tail) / len(tail), 1 / x.square().mean(), tensor(tail).std())
 
 
+class Precision(Energy):
+    """An energy without parameters of its own."""
+
+    def forward(self, x, b=1.0):
+        return 0.5 * b * x.square()
+
+
+@pytest.mark.parametrize("of", ["temperature", "condition"])
+def test_learns_what_the_energy_is_given(of):
+    energy, data = Precision(), 0.5 + torch.randn(50)
+
+    def model(x):
+        b = pyro.param("b", tensor(3.0), constraint=constraints.positive)
+        given = partial(energy, b=b), {"event_shape": ()}
+        fn, told = given if of == "condition" else (energy, {"temperature": 1 / b})
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", ebm.Boltzmann(fn, **told), obs=x)
+
+    svi = SVI(model, ebm.no_guide, pyro.optim.Adam({"lr": 0.05}), MaximumLikelihood())
+    for _ in range(250):
+        svi.step(data)
+    torch.testing.assert_close(pyro.param("b"), 1 / data.square().mean(), rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_is_pickled_after_use(objective):
+    energy, learner = MLP((2,), (8,)), OBJECTIVES[objective]()
+    learner.surrogate(ebm.Boltzmann(energy), torch.ones(5, 2))
+    again, other = pickle.loads(pickle.dumps((learner, energy)))
+    random = torch.get_rng_state()
+    here = learner.surrogate(ebm.Boltzmann(energy), torch.ones(5, 2))
+    torch.set_rng_state(random)
+    assert torch.equal(again.surrogate(ebm.Boltzmann(other), torch.ones(5, 2)), here)
+
+
 def test_works_as_an_elbo_module_with_a_torch_optimizer():
     energy = MLP((2,), (8,))
 
@@ -660,6 +696,7 @@ def test_is_repeatable_from_a_seed(objective):
             "data of site 'x'.*not finite",
         ),
         (lambda o, p: o.surrogate(p, torch.empty(0, 2)), "data of site 'x'.*empty"),
+        (lambda o, p: o.surrogate(p.energy, torch.ones(3, 2)), r"give Boltzmann\(energy\)"),
     ],
 )
 @pytest.mark.parametrize("objective", OBJECTIVES)

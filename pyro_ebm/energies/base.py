@@ -383,8 +383,8 @@ def check_energy(
 
     Raises:
         ValueError: If a layer is in train mode where that makes the energy random or lets points
-            see one another, or if the energy has the wrong shape, dtype or device, or cannot be
-            differentiated.
+            see one another, if the energy is random for another reason, if it has the wrong shape,
+            dtype or device, or cannot be differentiated.
     """
     module = module_of(energy)
     for name, layer in () if module is None else module.named_modules():
@@ -408,6 +408,13 @@ def check_energy(
         raise ValueError(
             f"energy must keep dtype and device of x: x is {x.dtype} on {x.device}, the energy is "
             f"{value.dtype} on {value.device}"
+        )
+    with torch.no_grad():
+        again = energy(x)
+    if not torch.allclose(value, again, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"energy must be one fixed function: at the same points it was {value.tolist()} and "
+            f"then {again.tolist()}; if a network with Dropout is behind it, call its eval()"
         )
     with torch.enable_grad():
         total = value.sum()

@@ -38,7 +38,7 @@ from torch.distributions import biject_to, constraints
 from ..distributions import Boltzmann, base_distribution
 from ..energies.base import check_energy, module_of, trainable_parameters
 from ..guards import unconstrained_parameter
-from .conditions import check_uses_conditions
+from .conditions import check_uses_conditions, has_conditions_that_learn
 from .memory import as_put, kept, put
 
 CONTRASTIVE = "contrastive loss"
@@ -97,6 +97,11 @@ class Objective(ELBO):
         """What Pyro's last run of the model asked of each site."""
         self.elbo = Trace_ELBO() if elbo is None else elbo
         self._checked: set[tuple[weakref.ref, bool, torch.dtype]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out of a copy what this process alone knows: graphs, and which energy it saw."""
+        known = {**vars(self), "_checked": set()}
+        return known | {name: {} for name in self.passing if name in known}
 
     @abstractmethod
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:
@@ -201,11 +206,16 @@ class Objective(ELBO):
         """Checks the data, and an energy once, when first seen.
 
         Raises:
-            ValueError: If the objective does not serve the support; if the data do not have the
-                shape of the event, are empty, not numbers, not finite, on the edge of the support
-                or outside of it; if the energy breaks its contract, or ignores a condition that
-                ``functools.partial`` gives it.
+            ValueError: If there is no distribution; if the objective does not serve its support;
+                if the data do not have the shape of the event, are empty, not numbers, not finite,
+                on the edge of the support or outside of it; if the energy breaks its contract, or
+                ignores a condition that ``functools.partial`` gives it.
         """
+        if not isinstance(boltzmann, Boltzmann):
+            raise ValueError(
+                "a surrogate is of a Boltzmann distribution, got "
+                f"{type(boltzmann).__name__}: give Boltzmann(energy)"
+            )
         support, value = boltzmann.support, x.detach()
         self._check_kind(support, name)
         data = f"data of site '{name}', with shape {tuple(x.shape)},"
@@ -290,7 +300,8 @@ class _Swap(Messenger):
             if is_new:  # it learns by its own log p, as any site of Pyro
                 register_module(f"{name}.energy", module)
             return
-        if not parameters and (module is not None or not msg["is_observed"]):
+        fixed = not (parameters or has_conditions_that_learn(boltzmann))
+        if fixed and (module is not None or not msg["is_observed"]):
             return
         if not msg["is_observed"] and not self.objective.serves_latents:
             raise ValueError(

@@ -42,6 +42,9 @@ class CompiledSteps:
         self._known: dict[tuple, tuple[Boltzmann, Callable | None]] = {}
         self._warned = False
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_known": {}}  # code of this process
+
     def find(
         self, boltzmann: Boltzmann, batch_shape: Sequence[int], z: Tensor, name: str
     ) -> Walk | None:

@@ -45,6 +45,9 @@ class CompiledGradient:
         self._known: dict[tuple, tuple[_Call, _Native | None]] = {}
         self._warned = False
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_known": {}}  # code of this process
+
     def __call__(self, boltzmann: Boltzmann, *data: Tensor, name: str) -> tuple[Tensor, ...]:
         """Evaluates the function, by native code where a gradient may be asked for.
 

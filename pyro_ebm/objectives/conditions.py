@@ -6,7 +6,7 @@ each datum of a batch.
 
 from __future__ import annotations
 
-__all__ = ["check_uses_conditions", "evaluate_each"]
+__all__ = ["check_uses_conditions", "evaluate_each", "has_conditions_that_learn"]
 
 from collections.abc import Callable
 from functools import partial
@@ -67,6 +67,25 @@ def _response(energy: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
             return [value]
         grads = torch.autograd.grad(value.sum(), parameters, materialize_grads=True)
     return [value.detach(), *grads]
+
+
+def has_conditions_that_learn(boltzmann: Boltzmann) -> bool:
+    """Tells whether a law moves with something else than the parameters of its energy.
+
+    That is a temperature, what ``functools.partial`` gives the energy, or data that the energy was
+    built of, which came from a ``pyro.param``, a network or a latent.
+
+    Args:
+        boltzmann: The distribution.
+    """
+    found: list[object] = [boltzmann.temperature]
+    energy = boltzmann.energy
+    while isinstance(energy, partial):
+        found += (*energy.args, *energy.keywords.values())
+        energy = energy.func
+    if isinstance(energy, nn.Module):
+        found += energy.buffers()
+    return any(isinstance(value, Tensor) and value.requires_grad for value in found)
 
 
 def evaluate_each(
