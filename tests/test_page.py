@@ -11,6 +11,8 @@ import zlib
 import pytest
 
 from pyro_ebm.compare.report import STYLE, page
+from pyro_ebm.compare.scorecard import COUNTS, ESTIMATES, Row, Scorecard
+from pyro_ebm.metrics import Estimate
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for path in map(shutil.which, NAMES) if path), None)
@@ -153,6 +155,27 @@ def test_figure_keeps_its_place_while_it_loads_and_says_what_it_shows():
     assert 'width="2100"' in image
     assert "beside held-out data" in image
     assert "The figure typicality could not be drawn: no ink" in written()
+
+
+def test_every_column_stands_in_one_table_and_every_reason_once(tmp_path):
+    full = dict.fromkeys(ESTIMATES, Estimate(0.25, 0.03)) | dict.fromkeys(COUNTS, 7)
+    row = Row("a", "exact", **full, auroc={"far": Estimate(0.9, 0.01)}, notes=["no half"])
+    card = Scorecard([row, Row("b", notes=["no half"])])
+    text = card.save(tmp_path).read_text(encoding="utf-8")
+    heads = re.findall(r"<button>(.*?)</button>", text)
+    assert sorted(set(heads)) == sorted(card.table()[0])
+    assert heads.count("model") == 4
+    assert len(heads) == len(card.table()[0]) + 3
+    assert text.count("no half") == 1
+    assert "a, b: no half" in text
+    parts = str(card).split("\n\n")
+    assert [part.splitlines()[0].split()[0] for part in parts] == ["model"] * 4
+    assert max(map(len, str(card).splitlines())) < 120
+
+
+def test_a_count_is_written_as_one():
+    cells = [Row("a", train_passes=n).cells()["train passes"] for n in (7, 6156789.0, 0.0123)]
+    assert cells == ["7", "6,160,000", "0.0123"]
 
 
 def test_page_without_a_model_says_so():

@@ -21,8 +21,8 @@ body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper)
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 h1 + p { text-wrap: pretty; } h1 + p, .note, figcaption, small, dt { color: var(--soft); }
 .wide { overflow-x: auto; background:
-  linear-gradient(to right, var(--paper) 2rem, transparent 4rem) left / 50% 101% local,
-  linear-gradient(to left, var(--paper) 2rem, transparent 4rem) right / 50% 101% local,
+  linear-gradient(to right, var(--paper) 2rem, transparent 4rem) left / 50% calc(100% + 2px) local,
+  linear-gradient(to left, var(--paper) 2rem, transparent 4rem) right / 50% calc(100% + 2px) local,
   linear-gradient(to right, var(--shade), transparent) left / 1rem 100% scroll,
   linear-gradient(to left, var(--shade), transparent) right / 1rem 100% scroll;
   background-repeat: no-repeat; }

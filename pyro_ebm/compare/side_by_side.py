@@ -174,14 +174,11 @@ def compare(
         samples[name], scores[name] = first.samples, first.scores
         if first.model is not None:
             fitted[name] = first.model
+    shown = " ".join(card.table()[0])
     card.caveats = [
         CAVEAT_OF_ONE_SEED if num_seeds == 1 else CAVEAT_OF_SEEDS.format(num_seeds),
         *CAVEATS_OF_ALL,
-        *(
-            f"{term}: {text}"
-            for term, text in CAVEATS.items()
-            if any(column.startswith(term) for column in card.table()[0])
-        ),
+        *(f"{term}: {text}" for term, text in CAVEATS.items() if term in shown),
     ]
     _add_figures(card, fitted, test, samples, scores)
     return card
