@@ -1,5 +1,6 @@
 """Annealing and ladders against numbers that others have published or worked out exactly."""
 
+import functools
 import json
 import math
 import pathlib
@@ -88,7 +89,9 @@ def test_tori_are_within_two_hundredths_of_a_nat(side, coupling, estimator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [logz.ais, logz.smc])
+@pytest.mark.parametrize(
+    "estimator", [logz.ais, functools.partial(logz.smc, num_particles=8192)], ids=["ais", "smc"]
+)
 def test_a_critical_torus_of_a_thousand_spins(estimator):
     """Single spins take too long to turn its domains; clusters do not."""
     pyro.set_rng_seed(0)

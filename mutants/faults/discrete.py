@@ -116,8 +116,18 @@ FAULTS = [
         ),
         (
             "clusters: chains are tied together",
-            "offset = num_sites * torch.arange",
-            "offset = 0 * torch.arange",
+            "point * num_sites",
+            "point * 0",
+        ),
+        (
+            "clusters: runs end where they begin",
+            "index_add_(1, second[follows], ahead) == 0",
+            "index_add_(1, first[follows], ahead) == 0",
+        ),
+        (
+            "clusters: bonds across the rows are lost",
+            "at - point * len(others)",
+            "at * 0",
         ),
     ),
     *group(

@@ -29,6 +29,12 @@ FAULTS = [
             "ess = (log_weights.logsumexp(dim) - (2 * log_weights).logsumexp(dim)).exp()",
             "test_logz_estimators.py",
         ),
+        (
+            "islands: the spread of their logs does not count",
+            "return torch.maximum(error, (logs.var().expm1() / len(logs)).sqrt())",
+            "return error",
+            "test_logz_estimators.py -k spread",
+        ),
     ),
     *group(
         "logz/annealing.py",
@@ -78,6 +84,18 @@ FAULTS = [
             "upper, of_upper = grouped(-log_mean_exp(-of_target, 1))",
             "upper, of_upper = grouped(log_mean_exp(of_target, 1))",
             "test_logz_estimators.py -k tight",
+        ),
+        (
+            "bridge of many spans: the far side is taken for the near one",
+            "below, above = -gaps * ladder.excess[..., :-1], -gaps * ladder.excess[..., 1:]",
+            "above, below = -gaps * ladder.excess[..., :-1], -gaps * ladder.excess[..., 1:]",
+            "test_logz_estimators.py -k fourth",
+        ),
+        (
+            "bridge of many spans: sides vary together",
+            "each = (f_0 - f_1).sum(-1).mean(0)",
+            "each = (f_0 + f_1).sum(-1).mean(0)",
+            "test_logz_estimators.py -k fourth",
         ),
     ),
     *group(
@@ -269,8 +287,48 @@ FAULTS = [
         ),
         (
             "discrete paths: the energy of the law at temperature one",
-            "value = -self.boltzmann.log_density(z).double()",
-            "value = self.boltzmann.energy(z).double()",
+            "return self.placed(z, -self.boltzmann.log_density(z))",
+            "return self.placed(z, self.boltzmann.energy(z))",
+        ),
+        (
+            "discrete paths: clusters never turn",
+            "self._turns(generator)):",
+            "False):",
+            "test_logz_references.py -k thousand",
+        ),
+    ),
+    *group(
+        "logz/between.py",
+        "test_logz_discrete.py -k 'any_kernel'",
+        (
+            "between: clusters without the field of the base",
+            "field = of_base if field is None else field + of_base",
+            "field = field",
+        ),
+        (
+            "between: the field of the base on spins is twice as strong",
+            "path.logits.diff(dim=-1).squeeze(-1) / 2",
+            "path.logits.diff(dim=-1).squeeze(-1)",
+        ),
+        (
+            "between: couplings as they are in the target",
+            "couplings = over.unsqueeze(-1) * energy.couplings",
+            "couplings = torch.ones_like(over).unsqueeze(-1) * energy.couplings",
+        ),
+        (
+            "between: changes without those of the base",
+            "changes = changes + (1 - beta) * (here - logits)",
+            "changes = changes + 0.0",
+        ),
+        (
+            "between: the base at full weight in the changes",
+            "changes + (1 - beta) * (here - logits)",
+            "changes + (here - logits)",
+        ),
+        (
+            "between: the potential is that of the target",
+            "self.path.base_value(self.seen.z) + self._rows",
+            "self._rows",
         ),
     ),
 ]

@@ -286,7 +286,10 @@ def check_pairs_are_all(target: KnownConditionals, potential: Potential) -> None
         ValueError: If there is more to it.
     """
     energy, sites = target.energy, target.energy.site_shape
-    x = target.rows.of(potential.initialize(8), energy.event_shape)
+    z = potential.initialize(8)
+    alike = torch.arange(target.num_values, device=z.device).unsqueeze(-1)
+    alike = target.points(alike.expand(-1, target.num_sites(z)), z)
+    x = target.rows.of(torch.cat([z, alike]), energy.event_shape)
     places = target.alphabet.encode(x).flatten(-len(sites))
     first, second = energy.edges.unbind(-1)
     agree = (places[..., first] == places[..., second]).to(energy.couplings.dtype)

@@ -63,32 +63,42 @@ class Between(DiscreteTarget):
             own = step_size.to(state.z)
             state = state._replace(step_size=own.unsqueeze(-1) if own.dim() else own)
         ((state, info),) = run(kernel, potential, state, 1, generator)
-        if state.z is not self._seen_at:
-            self._look(state.z)
+        if not self._has_seen(state.z):
+            self._look(state.z)  # some stayed where they were
         return self.seen, info.accept_prob.double()
 
-    def _look(self, z: Tensor) -> None:
-        self.seen, self._seen_at = self.path.locate(z.reshape(-1, *self.path.event_shape)), z
+    def _has_seen(self, z: Tensor) -> bool:
+        """Whether it is what was seen last, perhaps as another view of it."""
+        return z.data_ptr() == self._seen_at.data_ptr() and z.shape == self._seen_at.shape
+
+    def _look(self, z: Tensor, value: Tensor | None = None) -> None:
+        points = z.reshape(-1, *self.path.event_shape)
+        if value is None:
+            self.seen = self.path.locate(points)
+        else:
+            self.seen = self.path.placed(points, value)
+        self._seen_at = z
 
     def _evaluate(self, z: Tensor) -> Tensor:
-        if z is not self._seen_at:
+        if not self._has_seen(z):
             self._look(z)
-        beta = self._rows(len(z))
-        return self.path.base_value(self.seen.z) + beta * self.seen.excess
+        return self.path.base_value(self.seen.z) + self._rows(len(z)) * self.seen.excess
 
     def _rows(self, num_rows: int) -> Tensor:
         """The inverse temperatures of walkers that come several times over."""
         return self.where.repeat(num_rows // len(self.where)) if self.where.dim() else self.where
 
     def value_and_changes(self, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        value, (_, changes) = self._evaluate(z), self._of_target.value_and_changes(z)
+        of_target, changes = self._of_target.value_and_changes(z)
+        self.path.num_gradients += len(z)
+        self._look(z, of_target)
         beta = self._rows(len(z)).to(changes.dtype).reshape(-1, 1, 1)
         changes = beta * changes
         if self.path.logits is not None:
             logits = self.path.logits.reshape(-1, self.num_values).expand_as(changes)
             here = logits.gather(-1, self.places(z).unsqueeze(-1))
             changes = changes + (1 - beta) * (here - logits)
-        return value, changes
+        return self._evaluate(z), changes
 
     def num_uniforms(self, z: Tensor) -> int:  # noqa: D102
         return self.path.uniform_shape.numel()

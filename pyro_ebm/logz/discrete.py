@@ -148,7 +148,11 @@ class DiscretePath(Path):
     @torch.no_grad()
     def locate(self, z: Tensor) -> Walkers:  # noqa: D102
         self.num_gradients += len(z)
-        value = -self.boltzmann.log_density(z).double()
+        return self.placed(z, -self.boltzmann.log_density(z))
+
+    def placed(self, z: Tensor, value: Tensor) -> Walkers:
+        """Puts walkers at points ``z (C, *event)``, where U is known ``(C,)``."""
+        value = value.detach().double()
         return Walkers(z, (value - self.base_value(z)).where(value.isfinite(), math.inf))
 
     def base_value(self, z: Tensor) -> Tensor:
