@@ -225,7 +225,8 @@ class Boltzmann(dist.TorchDistribution):
             raise ValueError(
                 f"energy must map x of shape {tuple(x.shape)} to shape {tuple(batch)}, one number "
                 f"of nats per point, got {tuple(energy.shape)}; a trailing dimension of one needs "
-                "squeeze(-1)"
+                "squeeze(-1), and a batch of laws, as of a latent that is summed out, its shape: "
+                f"Boltzmann(...).expand({tuple(energy.shape)})"
             )
         log_density = -energy / self.temperature
         return log_density.expand(_joint(log_density.shape, self.batch_shape))

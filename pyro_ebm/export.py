@@ -6,12 +6,14 @@ __all__ = ["to_arviz"]
 
 import datetime
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor
 
@@ -53,13 +55,18 @@ def to_arviz(
         coords: Labels by dimension.
         dims: Names of the dimensions of a variable after chain and draw, from the left.
 
+    Warns:
+        UserWarning: If a deterministic site depends on a latent which was summed out: it is left
+            out.
+
     Returns:
         An ``xarray.DataTree`` with ArviZ 1.x, an ``arviz.InferenceData`` with 0.23.
 
     Raises:
         ImportError: If ArviZ is not installed.
-        ValueError: If the log-likelihood of an unnormalised site is asked for, or there is none to
-            give; or if the draws of some site were not saved.
+        ValueError: If the log-likelihood of an unnormalised site is asked for, or of one that
+            depends on a latent which was summed out, or there is none to give; or if the draws of
+            some site were not saved.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -140,11 +147,41 @@ class _Replay:
         first = {name: draws[0, 0] for name, draws in self.posterior.items()}
         with unvalidated():
             self.sites = dict(self._trace(first).nodes)
+            self.summed = [name for name in self._latents() if name not in self.posterior]
+            self.beneath = self._beneath_summed(first) if self.summed else set()
 
     @poutine.block
-    def _trace(self, values: dict[str, Tensor]) -> poutine.Trace:
-        conditioned = poutine.condition(self.mcmc.kernel.model, data=values)
-        return poutine.trace(conditioned).get_trace(*self.mcmc._args, **self.mcmc._kwargs)
+    def _trace(self, values: dict[str, Tensor], sum_from: int | None = None) -> poutine.Trace:
+        model = poutine.condition(self.mcmc.kernel.model, data=values)
+        if sum_from is not None:
+            model = poutine.enum(config_enumerate(model), first_available_dim=sum_from)
+        return poutine.trace(model).get_trace(*self.mcmc._args, **self.mcmc._kwargs)
+
+    def _latents(self) -> list[str]:
+        return [
+            name
+            for name, site in self.sites.items()
+            if site["type"] == "sample"
+            and not site["is_observed"]
+            and not poutine.util.site_is_subsample(site)
+        ]
+
+    def _beneath_summed(self, first: dict[str, Tensor]) -> set[str]:
+        """Finds the sites that depend on a latent which was summed out, and has no draws."""
+        sites = [site for site in self.sites.values() if site["type"] == "sample"]
+        nesting = -min(
+            (f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0
+        )
+        found = set()
+        for name, site in self._trace(first, sum_from=-1 - nesting).nodes.items():
+            if site["type"] != "sample" or poutine.util.site_is_subsample(site):
+                continue
+            if site["infer"].get("_deterministic"):
+                moved = site["value"].shape != self.sites[name]["value"].shape
+            else:
+                moved = site["fn"].log_prob(site["value"]).dim() > nesting
+            found |= {name} if moved else set()
+        return found
 
     def _observed(self) -> dict[str, dict]:
         """The observed sites, but for those of which every evaluation sees other rows."""
@@ -168,17 +205,30 @@ class _Replay:
         names = [
             n for n, site in self.sites.items() if site.get("infer", {}).get("_deterministic")
         ]
+        if lost := sorted(self.beneath.intersection(names)):
+            warnings.warn(
+                f"the deterministic sites {lost} are not exported: they depend on a latent of "
+                f"{self.summed}, which were summed out and have no draws",
+                stacklevel=4,
+            )
+        names = [name for name in names if name not in self.beneath]
         return self._over_draws(lambda t: {n: t.nodes[n]["value"] for n in names}) if names else {}
 
     def log_likelihood(self, wanted: bool | Sequence[str]) -> dict[str, Tensor]:
-        normalized = [n for n, site in self._observed().items() if _is_normalized(site)]
+        normalized = [
+            name
+            for name, site in self._observed().items()
+            if _is_normalized(site) and name not in self.beneath
+        ]
         names = normalized if wanted is True else list(wanted)
         refused = sorted(set(names) - set(normalized))
         if refused or not names:
             raise ValueError(
                 f"log_likelihood of {refused or 'this model'} is refused: an unnormalised factor "
                 "or energy is no log-likelihood, and leave-one-out on it is wrong without a sign; "
-                "nor is that of a minibatch: remove subsample_size before exporting. "
+                "nor is that of a minibatch: remove subsample_size before exporting; nor that of "
+                "data which depend on a latent that was summed out: sum over it in the model, as "
+                "pyro.distributions.MixtureSameFamily does. "
                 f"Normalised observed sites here: {normalized}"
             )
         return self._over_draws(

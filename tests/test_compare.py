@@ -1,7 +1,9 @@
 import csv
 import json
+import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -104,6 +106,34 @@ def test_each_number_shows_its_kind(card):
     assert cells["right"].startswith("= ")
     assert cells["bounded"].startswith("≥ ")
     assert cells["silent"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (lambda x: x.sum(-1), "must return a Likelihood of a kind in .*, got 'Tensor'"),
+        (lambda x: Likelihood("exakt", x.sum(-1)), "got 'exakt'"),
+        (lambda x: Likelihood("exact", x), r"for each of 50 points, got shape \(50, 2\)"),
+    ],
+)
+def test_a_likelihood_that_is_none_is_no_number(said, message):
+    model = Normal()
+    model.log_prob = said
+    row = compare({"a": model}, torch.randn(50, 2), torch.randn(50, 2), progress=False)["a"]
+    assert row.log_prob is None
+    assert re.search(f"likelihood failed: ValueError: .*{message}", row.errors[0])
+
+
+def test_a_long_error_is_cut():
+    model = Normal()
+
+    def fail(num_samples):
+        raise ValueError("x" * 5000)
+
+    model.sample = fail
+    row = compare({"a": model}, torch.randn(50, 2), torch.randn(50, 2), progress=False)["a"]
+    assert row.errors[0].startswith("samples failed: ValueError: xxx")
+    assert len(row.errors[0]) < 1000
 
 
 def test_failing_models_say_why_and_the_others_stand(card):
@@ -417,6 +447,10 @@ def test_infinite_numbers_survive_saving(tmp_path):
     ("arguments", "message"),
     [
         ({"models": {}}, "models is empty"),
+        ({"models": [Normal()]}, "models must be a dict .*, got list"),
+        ({"train": np.ones((50, 2))}, "train must be a torch tensor, got ndarray"),
+        ({"train": torch.ones(50), "test": torch.ones(50)}, r"train must have a column"),
+        ({"test": torch.ones(50, 2).long()}, "test must be floating-point .* got torch.int64"),
         ({"test": torch.randn(50, 3)}, r"test must have shape \(n, 2\)"),
         ({"ood": {"far": torch.randn(50, 3)}}, r"far must have shape"),
         ({"train": torch.full((50, 2), torch.nan)}, "train must be finite"),

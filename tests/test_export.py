@@ -119,6 +119,29 @@ def test_log_likelihood_of_an_unnormalized_site_is_refused():
     assert "log_likelihood" not in groups(ebm.to_arviz(mcmc))
 
 
+def test_what_depends_on_a_latent_that_was_summed_out_is_left_out():
+    def mixture(y):
+        loc = pyro.sample("loc", dist.Normal(tensor([0.0, 3.0]), 1.0).to_event(1))
+        pyro.deterministic("gap", loc.diff())
+        pyro.sample("near", dist.Normal(loc.sum(), 1.0), obs=tensor(2.5))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Categorical(tensor([0.3, 0.7])))
+            pyro.deterministic("own", loc[k])
+            pyro.sample("y", dist.Normal(loc[k], 1.0), obs=y)
+
+    mcmc = ebm.MCMC(MALA(mixture), 5, 5, disable_progbar=True)
+    mcmc.run(Y)
+    with pytest.warns(UserWarning, match=r"\['own'\] are not exported: .* of \['k'\]"):
+        idata = ebm.to_arviz(mcmc, log_likelihood=True)
+    assert set(dataset(idata, "posterior").data_vars) == {"loc", "gap"}
+    assert set(dataset(idata, "log_likelihood").data_vars) == {"near"}
+    with (
+        pytest.raises(ValueError, match=r"log_likelihood of \['y'\] is refused.*was summed out"),
+        pytest.warns(UserWarning, match="not exported"),
+    ):
+        ebm.to_arviz(mcmc, log_likelihood=["y"])
+
+
 def test_a_normalised_energy_has_a_likelihood():
     def normalised():
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):

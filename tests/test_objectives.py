@@ -644,6 +644,18 @@ def test_learns_what_the_energy_is_given(of):
     torch.testing.assert_close(pyro.param("b"), 1 / data.square().mean(), rtol=1e-4, atol=0.0)
 
 
+def test_a_mixture_of_energies_is_refused():
+    def model(x):
+        parts = ebm.Boltzmann(MLP((2,), (8,))).expand([2])
+        with pyro.plate("data", len(x)):
+            weights = dist.Categorical(tensor([0.3, 0.7]))
+            pyro.sample("x", dist.MixtureSameFamily(weights, parts), obs=x)
+
+    svi = SVI(model, ebm.no_guide, pyro.optim.Adam({}), ScoreMatching())
+    with pytest.raises(ValueError, match="site 'x' is a MixtureSameFamily of energies"):
+        svi.step(torch.ones(3, 2))
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_is_pickled_after_use(objective):
     energy, learner = MLP((2,), (8,)), OBJECTIVES[objective]()

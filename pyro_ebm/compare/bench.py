@@ -19,7 +19,7 @@ from ..metrics.known_law import kl_divergence, mode_weights
 from ..metrics.neighbours import data_copying, precision_recall
 from ..metrics.restoration import restoration_error
 from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
-from ..zoo.base import Generative
+from ..zoo.base import Generative, check_likelihood
 from .composing import Parts, composition
 from .fitted import Fitted
 from .memory import PeakMemory
@@ -35,6 +35,9 @@ NUM_RESTORED, NUM_DRAWS = 100, 60
 FLIPPED, BLUR = 0.1, 0.5
 """The noise to restore from: of zeros and ones, the part of them that is wrong; else in units of
 the root mean variance of a coordinate."""
+
+LONGEST = 500
+"""How many characters are kept of what an error says."""
 
 Source = Generative | Callable[[], Generative]
 """A model, or a function that makes one."""
@@ -119,7 +122,9 @@ class Bench:
         try:
             self.seeded(work)
         except Exception as error:  # noqa: BLE001 - it may fail in any way
-            row.errors.append(f"{stage} failed: {type(error).__name__}: {error}")
+            said = str(error)
+            said = said if len(said) <= LONGEST else said[:LONGEST] + " ..."
+            row.errors.append(f"{stage} failed: {type(error).__name__}: {said}")
             return False
         return True
 
@@ -137,7 +142,7 @@ class Bench:
         row.num_evaluations = model.num_evaluations
 
     def _likelihood(self, row: Row, model: Generative) -> None:
-        likelihood = model.log_prob(self.test)
+        likelihood = check_likelihood(model.log_prob(self.test), len(self.test))
         row.kind = likelihood.kind
         if likelihood.value is None:
             return

@@ -132,10 +132,8 @@ def compare(
         (['(train data)', 'vae'], 'bound')
     """
     ood = dict(ood or {})
-    if not models:
-        raise ValueError("models is empty; pass at least one, by name")
-    for name, x in {"train": train, "test": test, **ood}.items():
-        check_data(name, x, train.shape[1:])
+    _check_models(models)
+    _check_points({"train": train, "test": test, **ood})
     _check_law(law, train, composition)
     num_samples = 2 * len(test) if num_samples is None else num_samples
     for name, number in {
@@ -191,6 +189,25 @@ def _check_law(law: Toy | None, train: Tensor, composition: bool) -> None:
         raise ValueError(
             "composition=True needs the law of the data to know the product by; pass law="
         )
+
+
+def _check_models(models: object) -> None:
+    if not isinstance(models, Mapping):
+        raise ValueError(
+            f"models must be a dict of models by their names, got {type(models).__name__}"
+        )
+    if not models:
+        raise ValueError("models is empty; pass at least one, by name")
+
+
+def _check_points(sets: Mapping[str, Tensor]) -> None:
+    event_shape = getattr(sets["train"], "shape", ())[1:]
+    for name, x in sets.items():
+        check_data(name, x, event_shape)
+        if x.dim() == 1:
+            raise ValueError(f"{name} must have a column, got shape {tuple(x.shape)}: x[:, None]")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating-point numbers, got {x.dtype}: x.float()")
 
 
 def _check_seeds(models: Mapping[str, Source], num_seeds: int) -> None:

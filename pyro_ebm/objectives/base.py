@@ -292,6 +292,7 @@ class _Swap(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         boltzmann = base_distribution(msg["fn"])
         if not isinstance(boltzmann, Boltzmann):
+            _check_components(boltzmann, msg["name"])
             return
         parameters = trainable_parameters(boltzmann.energy)
         module, name = module_of(boltzmann.energy), msg["name"]
@@ -363,6 +364,19 @@ def _rebased(fn: dist.TorchDistribution, base: Boltzmann) -> dist.TorchDistribut
     fn = copy.copy(fn)
     fn.base_dist = _rebased(fn.base_dist, base)
     return fn
+
+
+def _check_components(fn: dist.TorchDistribution, name: str) -> None:
+    """Refuses a mixture of energies, which no surrogate stands in for."""
+    component = base_distribution(getattr(fn, "component_distribution", fn))
+    if not isinstance(component, Boltzmann) or component.is_normalized:
+        return
+    if trainable_parameters(component.energy) or has_conditions_that_learn(component):
+        raise ValueError(
+            f"site '{name}' is a {type(fn).__name__} of energies without log Z, and no objective "
+            "can learn it: make it Boltzmann(energies.mixture([...], weights)), or give its "
+            "components their log_z"
+        )
 
 
 def _check_leaves(value: Tensor, x: Tensor, name: str) -> None:

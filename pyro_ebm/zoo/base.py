@@ -30,7 +30,7 @@ __all__ = [
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class Generative(nn.Module, ABC):
 
     @abstractmethod
     def fit(self, x: Tensor, progress: bool = True) -> Self:
-        """Learns from points.
+        """Learns from points, and leaves a record in ``history``, by which a model is fitted.
 
         Args:
             x: The points, with shape ``(n, *event)``.
@@ -287,7 +287,10 @@ class Generative(nn.Module, ABC):
     def check_fitted(self) -> None:
         """Raises a ``RuntimeError`` if the model was not fitted."""
         if not self.is_fitted:
-            raise RuntimeError(f"this {type(self).__name__} is not fitted; call fit(x) first")
+            raise RuntimeError(
+                f"this {type(self).__name__} is not fitted; call fit(x) first, which has to leave "
+                "a record in self.history"
+            )
 
 
 class Density(Energy):
@@ -315,6 +318,31 @@ class Density(Energy):
             return -self.log_density(rows).reshape(batch)
 
 
+def check_likelihood(likelihood: object, num_points: int) -> Likelihood:
+    """Checks what a model says of the likelihood of some points.
+
+    Args:
+        likelihood: What it said.
+        num_points: How many points there are.
+
+    Raises:
+        ValueError: If that is no :class:`Likelihood` of a known kind, or not one value for each
+            point.
+    """
+    if not isinstance(likelihood, Likelihood) or likelihood.kind not in get_args(Kind):
+        raise ValueError(
+            f"log_prob(x) must return a Likelihood of a kind in {get_args(Kind)}, got "
+            f"{getattr(likelihood, 'kind', type(likelihood).__name__)!r}"
+        )
+    value = likelihood.value
+    if value is not None and value.shape != (num_points,):
+        raise ValueError(
+            f"log_prob(x) must have one value for each of {num_points} points, got shape "
+            f"{tuple(value.shape)}: sum over the coordinates of a point"
+        )
+    return likelihood
+
+
 def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
     """Checks points once, at the edge.
 
@@ -324,15 +352,17 @@ def check_data(name: str, x: Tensor, event_shape: Sequence[int]) -> None:
         event_shape: The shape that each should have.
 
     Raises:
-        ValueError: If the shape is not ``(n, *event_shape)`` with n at least 2, or a value not
-            finite.
+        ValueError: If they are no tensor, the shape is not ``(n, *event_shape)`` with n at least
+            2, or a value is not finite.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(x).__name__}")
     if x.dim() == 0 or x.shape[1:] != torch.Size(event_shape) or len(x) < 2:
         raise ValueError(
             f"{name} must have shape (n, {', '.join(map(str, event_shape))}) with n at least 2, "
             f"got {tuple(x.shape)}; reshape it, or build the model with another event_shape"
         )
-    bad = int((~x.isfinite()).flatten(1).any(-1).sum())
+    bad = int((~x.isfinite()).reshape(len(x), -1).any(-1).sum())
     if bad:
         raise ValueError(f"{name} must be finite, but {bad} of {len(x)} rows are not; drop them")
 
