@@ -67,10 +67,10 @@ for row in products:
     print(f"{row.model:16} {row.cells()['composition']:>18}")
 
 
-def ebm_by(objective, data, num_steps, lr=4e-3):
+def ebm_by(objective, data, num_steps, **kwargs):
     """A model of the plane as it is by default, but for its objective."""
     model = EBM.for_plane(data.train)
-    plan = Training(6 if args.smoke else num_steps, 256, lr, ema=0.99)
+    plan = Training(6 if args.smoke else num_steps, 256, 4e-3, ema=0.99, **kwargs)
     return EBM(model.energy, objective, plan, warmup_steps=50, num_draws=50)
 
 
@@ -80,12 +80,13 @@ kernel = functools.partial(ebm.kernels.MALA, step_size=0.1)
 objectives = {
     "ebm, score matching": lambda: ebm.objectives.DenoisingScoreMatching(sigma=0.07),
     "ebm, persistent": lambda: ebm.objectives.PersistentCD(kernel(), **chains),
-    "ebm, begun anew": lambda: ebm.objectives.PersistentCD(kernel(), reinit_prob=0.05, **chains),
+    "ebm, begun anew": lambda: ebm.objectives.PersistentCD(kernel(), reinit_prob=0.01, **chains),
     "ebm, Jarzynski": lambda: ebm.objectives.Jarzynski(ebm.kernels.ULA(step_size=0.01), **chains),
 }
+plans = {"ebm, begun anew": {"clip_norm": 1.0}}  # new chains are far up, and pull hard at first
 models = {
-    name: lambda objective=objective: ebm_by(objective(), data, 1000)
-    for name, objective in objectives.items()
+    name: lambda name=name, make=make: ebm_by(make(), data, 1000, **plans.get(name, {}))
+    for name, make in objectives.items()
 }
 models |= {name: maker(name, data) for name in FAMILIES if name not in ("ebm", "independent")}
 card = compared(models, data, num_seeds=args.seeds)

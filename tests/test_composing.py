@@ -146,6 +146,12 @@ def test_families_are_told_apart_and_gaps_have_reasons(tmp_path, monkeypatch):
     assert measured(["mixture"])["mixture"].composition == right
 
 
+def test_starts_that_are_worth_little_are_told():
+    narrow = mixture([1.0], [[4.0, 4.0]], [[[0.01, 0.0], [0.0, 0.01]]])
+    with pytest.warns(UserWarning, match=r"the 80 draws of the first model are worth 1\.\d of"):
+        draw_product(FIRST, narrow, 20, 2, 2)
+
+
 def test_what_cannot_be_multiplied_is_refused():
     with pytest.raises(RuntimeError, match="not fitted"):
         draw_product(FIRST, Independent((2,)), 10)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ["Parts", "composition", "draw_product", "parts_of"]
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,9 @@ POOL = 4
 
 NUM_STEPS = 60
 """For how many steps the chains of the task adapt, and go on after that."""
+
+MIN_STARTS = 10
+"""How many starts the weights have to be worth, below which a warning says so."""
 
 CELLS = 600
 """The cells along a side of the square that exact draws come from, of equal density within."""
@@ -101,7 +105,8 @@ def draw_product(
 
     which the chains leave invariant. Each begins at a draw of the first model, one of four times
     as many in proportion to the density of the second, so that modes which no chain would cross
-    between have their weights by it: the more draws, the nearer to those of the product.
+    between have their weights by it: the more draws, the nearer to those of the product. Sharp
+    densities of many coordinates leave few draws with a weight, which a warning says.
 
     Args:
         first: A model over all real numbers with a density, normalised or not.
@@ -132,7 +137,16 @@ def draw_product(
             raise NotImplementedError(f"{type(model).__name__} has no density to multiply")
         energies.append(energy)
     pool = first.sample(POOL * num_samples).reshape(-1, *energies[0].event_shape)
-    chosen = (-energies[1](pool)).softmax(0).multinomial(num_samples, replacement=True)
+    weights = (-energies[1](pool)).softmax(0)
+    worth = 1 / weights.square().sum().item()
+    if worth < MIN_STARTS:
+        warnings.warn(
+            f"the {len(pool)} draws of the first model are worth {worth:.1f} of the product: the "
+            "chains begin at few points, and weights of modes apart are not those of the product; "
+            "draw more, or begin with the model that is nearer to it",
+            stacklevel=2,
+        )
+    chosen = weights.multinomial(num_samples, replacement=True)
     mcmc = MCMC(
         HMC(Boltzmann(energies[0] + energies[1]), step_size=0.1, num_steps=5),
         num_samples=num_draws,
