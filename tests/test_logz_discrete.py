@@ -25,6 +25,7 @@ from pyro_ebm.energies import (
 )
 from pyro_ebm.energies.enumeration import enumerate_points
 from pyro_ebm.kernels.transition import seeded_generator
+from pyro_ebm.logz import discrete
 from pyro_ebm.logz.path import taken
 
 DIGITS = json.loads((pathlib.Path(__file__).parent / "data" / "rbm_digits.json").read_text())
@@ -151,6 +152,12 @@ def test_any_kernel_leaves_the_law_between_invariant(kernel, name, uniform):
     one = tensor(0.7, dtype=torch.float64)
     after, _ = path.move(begin, one, one, 3, seeded_generator(torch.device("cpu")))
     assert not torch.equal(after.z, begin.z)
+
+
+@pytest.mark.parametrize("name", ["potts_ring", "rbm_4+3"])
+def test_walkers_move_alike_in_blocks(name, monkeypatch):
+    monkeypatch.setattr(discrete, "BLOCK", 30_000)
+    assert (check_invariance(path_to(name, TEMPERATURE, uniform=False)) == 1).all()
 
 
 @pytest.mark.parametrize("name", TARGETS)

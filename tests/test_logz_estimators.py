@@ -482,7 +482,7 @@ WRONG = {
     r"x must have shape \(n, \*batch, \*event\)": lambda: logz.held_out(
         TARGET(), torch.zeros(5, 2), logz.quadrature(TARGET())
     ),
-    "kernel and base must be None, as support Boolean.* is discrete": lambda: logz.smc(
+    r"kernel must be one of sites .* as support Boolean.* is discrete": lambda: logz.smc(
         Boltzmann(lambda x: x, event_shape=(), support=constraints.boolean), kernel=MALA()
     ),
 }

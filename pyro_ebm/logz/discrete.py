@@ -28,10 +28,12 @@ from ..kernels.cluster import SwendsenWang
 from ..kernels.discrete import DiscreteKernel
 from .between import Between, check_moves, is_attracting
 from .continuous import draws_exactly
-from .path import Path, Walkers
+from .path import Path, Walkers, taken
 
 WIDTH = 0.1
 """The share of the uniform law in a base that is fitted: it covers what the draws do not show."""
+BLOCK = 2**20
+"""The sites of the walkers that move at once: of more, memory is slower than arithmetic."""
 SHARE_OF_CLUSTERS = 1 / 3
 """The share of moves in which clusters turn before the sweep. They cost some six sweeps, in which
 sites forget as much of their energy; what sweeps do not turn, a domain, takes longer than that."""
@@ -166,6 +168,29 @@ class DiscretePath(Path):
 
     @torch.no_grad()
     def move(  # noqa: D102
+        self,
+        walkers: Walkers,
+        beta: Tensor,
+        step_size: Tensor,
+        num_steps: int,
+        generator: torch.Generator,
+    ) -> tuple[Walkers, Tensor]:
+        size = max(1, BLOCK // self.sites.numel())
+        if len(walkers.z) <= size:
+            return self._moved(walkers, beta, step_size, num_steps, generator)
+        parts = [
+            self._moved(
+                taken(walkers, rows),
+                *(x[rows] if x.dim() else x for x in (beta, step_size)),
+                num_steps,
+                generator,
+            )
+            for rows in torch.arange(len(walkers.z), device=walkers.z.device).split(size)
+        ]
+        moved, accept_prob = zip(*parts, strict=True)
+        return Walkers(*map(torch.cat, zip(*moved, strict=True))), torch.cat(accept_prob)
+
+    def _moved(
         self,
         walkers: Walkers,
         beta: Tensor,

@@ -51,9 +51,9 @@ fewest and the most."""
 LONG_PATH, MAX_FITS, GAINED = 12, 4, 0.8
 """The number of rungs above which the base is fitted once more, to where the scouts came; how
 often, at most; and the part of its length down to which that has to shorten the path to go on."""
-WORTH = 0.05
-"""The part of the square of its length that a base over sites has to be nearer to the target than
-a uniform one, in nats, to be tried."""
+SHORT, WORTH = 2.0, 0.05
+"""The length of a path from uniform sites that is short enough, and the part of its square, in
+nats, by which another base over sites has to be nearer to the target to be tried."""
 NUM_TRIES, FIRST_TRIES = 3, 10
 """How often the scouts move at a rung, and at the first."""
 GAIN = 1.5
@@ -201,8 +201,10 @@ def _plan_discrete(boltzmann: Boltzmann, kernel: Kernel | None, draws: Tensor | 
     if draws is not None:
         return scout(path.fitted(draws), generator)
     found = scout(path, generator)
+    if found.lengths[-1] < SHORT:
+        return found
     fitted = path.refitted(path.locate(found.scouts[-1]))
-    if len(found.betas) <= LONG_PATH or fitted.gain < WORTH * found.lengths[-1] ** 2:
+    if fitted.gain < WORTH * found.lengths[-1] ** 2:
         return found
     again = scout(fitted, generator)
     return again if again.lengths[-1] < GAINED * found.lengths[-1] else found
