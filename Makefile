@@ -3,6 +3,7 @@
 
 PYTHON  ?= python3
 WORKERS ?= 2
+TORCH   ?= 2.6.0
 SEEDS   ?= 3
 
 VENV  := .venv
@@ -22,7 +23,7 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-all mutants doctest lint format docs examples bench bench-discrete bench-evidence bench-learning clean
+.PHONY: help setup demo test test-all test-oldest mutants doctest lint format docs examples bench bench-discrete bench-evidence bench-learning clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
@@ -38,6 +39,10 @@ test: $(DEV) doctest  ## the doctests and every test not marked slow
 
 test-all: $(DEV) doctest  ## the doctests and every test
 	$(PYTEST) -n $(WORKERS)
+
+test-oldest: .venv-oldest/$(TORCH)  ## every test not marked slow, with the oldest versions supported
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" \
+		--ignore tests/test_docs.py
 
 doctest: $(DEV)  ## the examples in the docstrings
 	$(PYTEST) --doctest-modules pyro_ebm
@@ -76,7 +81,7 @@ bench-evidence: $(DEV) $(PEERS)  ## the error of log Z by the number of gradient
 	$(PY) -m benchmarks evidence
 
 clean:  ## remove all that make has made, .venv included
-	rm -rf $(VENV) .venv-peers report build dist docs/_build docs/generated
+	rm -rf $(VENV) .venv-peers .venv-oldest report build dist docs/_build docs/generated
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -93,6 +98,13 @@ $(DEV): pyproject.toml constraints.txt | $(EMPTY)
 	@echo "installing into $(VENV) (about a minute, downloads aside)"
 	$(INSTALL) --editable ".[dev]"
 	@touch $@ $(DEMO)
+
+.venv-oldest/%: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	PIP_CONSTRAINT=constraints-oldest.txt .venv-oldest/bin/python -m pip install --quiet \
+		--disable-pip-version-check torch==$* --editable ".[plot,arviz,compare,cut]" \
+		pytest pytest-xdist hypothesis
+	@touch $@
 
 .venv-peers/%/.done: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv --clear .venv-peers/$*

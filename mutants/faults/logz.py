@@ -113,7 +113,7 @@ FAULTS = [
         ),
         (
             "SMC: islands mixed up",
-            "walkers = taken(walkers, (first + rows).flatten())",
+            "walkers = taken(walkers, (begins + rows).flatten())",
             "walkers = taken(walkers, rows.flatten())",
         ),
         (

@@ -155,7 +155,7 @@ def own_stream() -> Iterator[None]:
     words = np.random.SeedSequence((int(torch.randint(2**62, ())), rank()))
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)
         yield
 
 
@@ -168,7 +168,7 @@ def new_stream(state: Tensor, device: torch.device | str) -> Tensor:
     """
     words = np.random.SeedSequence([*state.tolist(), num_ranks(), rank()])
     generator = torch.Generator(device)
-    return generator.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1)).get_state()
+    return generator.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1).get_state()
 
 
 def total(*tensors: Tensor) -> tuple[Tensor, ...]:
