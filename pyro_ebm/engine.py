@@ -31,7 +31,7 @@ __all__ = [
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -265,7 +265,7 @@ def compile_function(
     try:
         if size > MAX_NATIVE_OPS:
             raise RuntimeError(f"{size} operations are too many")
-        with fast_building():
+        with _undeprecated(), fast_building():
             compiled = graph.compiled(args)
         check_native(native, graph, args)
     except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
@@ -295,7 +295,7 @@ def compile_scan(
         return Rung(None, "graph", f"{size} operations are too many to compile", size)
     one = tuple(x[:1] for x in xs)
     try:
-        with torch.no_grad():
+        with _undeprecated(), torch.no_grad():
             native = _Scan(step, carry, one)
             check_native(native, native.once, (carry, one))
     except Exception as error:  # noqa: BLE001 - a compiler may fail in any way; the graph still runs
@@ -339,7 +339,7 @@ def compile_block(
             return compiled(tree_map(torch.clone, carry), xs)
 
     try:
-        with fast_building():
+        with _undeprecated(), fast_building():
             (found, *_), (expected, *_) = native(carry, xs)[0], block(carry, xs)[0]
         eps = torch.finfo(expected.dtype).eps
         agree = found.isclose(expected, eps**0.5, eps**0.5, equal_nan=True).all(-1)
@@ -407,6 +407,14 @@ def _fresh(carry: tuple, orders: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
     """
     leaves = (leaf for leaf in tree_leaves(carry) if isinstance(leaf, Tensor))
     return tuple(map(copy_in_order, leaves, orders))
+
+
+@contextlib.contextmanager
+def _undeprecated() -> Iterator[None]:
+    """Takes what torch deprecates of itself for no reason to stop, where warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _first_line(error: Exception) -> str:

@@ -67,6 +67,7 @@ def inpaint(
         >>> draws.shape, draws[:, :, 1].mean(0).sign()
         (torch.Size([100, 2, 2]), tensor([-1.,  1.]))
     """
+    _check_energy(energy)
     given = clamp(energy, x, known)
     start = x.roll(1, 0) if start is None else start
     begin = start.reshape(len(x), -1)[:, ~known.flatten()]
@@ -109,7 +110,16 @@ def denoise(
         >>> denoise(prior, torch.randn(5, 3), noise=0.5).shape
         torch.Size([100, 5, 3])
     """
+    _check_energy(energy)
     return _drawn(observe(energy, y, noise), y, kernel, num_draws, warmup_steps).to(y.dtype)
+
+
+def _check_energy(energy: object) -> None:
+    if not isinstance(energy, Energy):
+        raise ValueError(
+            f"energy must be an Energy, got {type(energy).__name__}: a function is made one by a "
+            "subclass, and of a Boltzmann give energy / temperature"
+        )
 
 
 @torch.no_grad()

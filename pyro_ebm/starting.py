@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from .distributions import Boltzmann
 from .energies.base import Energy
 
 
@@ -19,7 +21,8 @@ def check_target(target: object) -> None:
         target: What a kernel was given to sample.
 
     Raises:
-        ValueError: If it is an energy, which is no distribution yet, or a class.
+        ValueError: If it is an energy, which is no distribution yet, another distribution, or a
+            class.
 
     Example:
         >>> from pyro_ebm.energies import MLP
@@ -32,6 +35,11 @@ def check_target(target: object) -> None:
         raise ValueError(
             "an energy is sampled as a distribution: give Boltzmann(energy), got "
             f"{type(target).__name__}"
+        )
+    if isinstance(target, Distribution) and not isinstance(target, Boltzmann):
+        raise ValueError(
+            f"a target is a Boltzmann distribution or a Pyro model, got {type(target).__name__}: "
+            "make a model of it, as in lambda: pyro.sample('x', distribution)"
         )
     if isinstance(target, type):
         raise ValueError(

@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 import warnings
 from collections import deque
 
@@ -325,6 +327,22 @@ def test_a_loop_of_python_ends_when_its_condition_does():
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.slow
+def test_native_code_is_built_where_warnings_are_errors():
+    program = (
+        "import pyro_ebm as ebm\n"
+        "p = ebm.Boltzmann(ebm.energies.Banana(1.0, 0.3))\n"
+        "kernel = ebm.kernels.MALA(p)\n"
+        "mcmc = ebm.MCMC(kernel, 20, 20, compile=True, disable_progbar=True)\n"
+        "mcmc.run()\n"
+        "print(mcmc.engine)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+    )
+    assert found.stdout.startswith("native"), found.stderr
+
+
 def test_native_code_reads_what_it_closes_over_and_what_is_fixed_as_they_are_now():
     """Both in a loop within a loop; a tensor that no step changes is given anew to each call."""
     weight = torch.nn.Parameter(tensor([0.5, 0.25, 2.0]))

@@ -482,6 +482,10 @@ WRONG = {
     r"x must have shape \(n, \*batch, \*event\)": lambda: logz.held_out(
         TARGET(), torch.zeros(5, 2), logz.quadrature(TARGET())
     ),
+    "log_z must be one LogZ.*got float": lambda: logz.held_out(TARGET(), torch.zeros(5), 1.5),
+    "log_z must be one LogZ.*got Tensor": lambda: logz.held_out(
+        TARGET(), torch.zeros(2), [tensor(1.5), tensor(1.5)]
+    ),
     r"kernel must be one of sites .* as support Boolean.* is discrete": lambda: logz.smc(
         Boltzmann(lambda x: x, event_shape=(), support=constraints.boolean), kernel=MALA()
     ),

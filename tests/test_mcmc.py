@@ -335,6 +335,10 @@ def test_shows_progress_unless_told_not_to(capsys):
         (lambda k: quiet(MALA(), 5).run(), "exactly one target"),
         (lambda k: quiet(MALA, 5).run(), "must be an instance, got the class MALA"),
         (lambda k: quiet(Gaussian(torch.zeros(2), 1.0), 5).run(), r"give Boltzmann\(energy\)"),
+        (
+            lambda k: quiet(k.target.to_event(0).mask(True), 5).run(),
+            "got MaskedDistribution: make",
+        ),
         (lambda k: quiet(k, 5).get_samples(), "no draws before a run"),
         (lambda k: quiet(k, 5).summary(), "no draws before a run"),
     ],

@@ -644,6 +644,12 @@ def test_learns_what_the_energy_is_given(of):
     torch.testing.assert_close(pyro.param("b"), 1 / data.square().mean(), rtol=1e-4, atol=0.0)
 
 
+def test_persistent_chains_do_not_serve_a_temperature_for_each_datum():
+    p = ebm.Boltzmann(MLP((2,), (8,)), temperature=torch.rand(5) + 0.5)
+    with pytest.raises(ValueError, match=r"4 chains .* 'x' has 5 temperatures"):
+        PersistentCD(MALA(step_size=0.1), num_chains=4).surrogate(p, torch.randn(5, 2))
+
+
 def test_a_mixture_of_energies_is_refused():
     def model(x):
         parts = ebm.Boltzmann(MLP((2,), (8,))).expand([2])

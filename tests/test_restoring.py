@@ -284,6 +284,11 @@ def test_model_without_a_density_says_so():
             lambda e, x: observe(machine(), every_state(), 1.0),
             "noise must be a probability .* got 1.0",
         ),
+        (
+            lambda e, x: ebm.inpaint(ebm.Boltzmann(e), x, tensor([True, False])),
+            "energy must be an Energy, got Boltzmann",
+        ),
+        (lambda e, x: ebm.denoise(lambda x: x, x, 0.1), "energy must be an Energy, got function"),
         (lambda e, x: ebm.denoise(e, x, 0.1, num_draws=0), "num_draws must be at least 1, got 0"),
         (
             lambda e, x: observe(ENERGIES_DISCRETE["one_hot"](), torch.zeros(1, 3, 2), 0.1),

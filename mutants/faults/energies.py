@@ -264,6 +264,18 @@ FAULTS = [
         "distributions.py",
         "test_distributions.py test_enumeration.py test_guards.py",
         (
+            "temperatures are no batch",
+            'batch_shape = _joint(getattr(temperature, "shape", batch_shape), batch_shape)',
+            "batch_shape = _joint(batch_shape, batch_shape)",
+            "test_distributions.py -k temperature",
+        ),
+        (
+            "sweeps: temperatures against the values of a site",
+            "beta = beta.reshape(*beta.shape, *(1,) * len(self.energy.site_shape), 1)",
+            "beta = beta.reshape(beta.shape)",
+            "test_distributions.py -k temperature",
+        ),
+        (
             "the temperature is lost",
             "log_density = -energy / self.temperature",
             "log_density = -energy",
@@ -317,6 +329,12 @@ FAULTS = [
             "the Jacobian with the wrong sign",
             "return log_density + jacobian.reshape(*log_density.shape, -1).sum(-1)",
             "return log_density - jacobian.reshape(*log_density.shape, -1).sum(-1)",
+        ),
+        (
+            "a latent for each value of a site that is summed out",
+            'init_strategy=lambda site: uniform_in_support(known[site["name"]]),',
+            "init_strategy=uniform_in_support,",
+            "test_potential.py -k summed_out",
         ),
         (
             "dimensions of plates from the wrong side",

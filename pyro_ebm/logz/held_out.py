@@ -56,9 +56,14 @@ def held_out(boltzmann: Boltzmann, x: Tensor, log_z: LogZ | Sequence[LogZ]) -> E
             f"x must have shape (n, *batch, *event), here (n, {', '.join(map(str, shape))}), with "
             f"two points or more, got {tuple(x.shape)}"
         )
-    each = [log_z] if isinstance(log_z, LogZ) else list(log_z)
+    many = isinstance(log_z, Sequence) and not isinstance(log_z, LogZ)
+    each = list(log_z) if many else [log_z]
+    if unlike := [type(one).__name__ for one in each if not isinstance(one, LogZ)]:
+        raise ValueError(
+            f"log_z must be one LogZ, as an estimator returns it, or a sequence, got {unlike[0]}"
+        )
     num_wanted = boltzmann.batch_shape.numel() if boltzmann.batch_shape else len(x)
-    if not isinstance(log_z, LogZ) and len(each) != num_wanted:
+    if many and len(each) != num_wanted:
         raise ValueError(
             f"log_z must be one LogZ, or a sequence of {num_wanted}, one for each "
             f"{'member of the batch' if boltzmann.batch_shape else 'point'}, got {len(each)}"

@@ -290,8 +290,15 @@ class Persistent(Contrastive):
         """Checks that chains are those of one energy, which is the same for all data.
 
         Raises:
-            ValueError: If the energy is conditional, or the chains belong to another one.
+            ValueError: If the energy is conditional, or its temperatures are, or the chains belong
+                to another one.
         """
+        num_laws = getattr(boltzmann.temperature, "shape", torch.Size()).numel()
+        if num_laws not in (1, self.num_chains):
+            raise ValueError(
+                f"{type(self).__name__} keeps its {self.num_chains} chains apart from the data, "
+                f"and site '{name}' has {num_laws} temperatures; use ContrastiveDivergence"
+            )
         module = module_of(boltzmann.energy)
         if module is None:
             return
