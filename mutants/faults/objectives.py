@@ -79,8 +79,8 @@ FAULTS = [
         ),
         (
             "the energy of a model is not registered",
-            "if any(id(parameter) not in self.seen",
-            "if all(id(parameter) in self.seen",
+            "is_new = any(id(parameter) not in self.seen",
+            "is_new = all(id(parameter) in self.seen",
         ),
         (
             "a normalised sum is left to the ELBO, and its objective forgotten",
