@@ -740,7 +740,8 @@ def train(folder, num_steps, seed, result):
         for _ in training.steps(num_steps):
             monitor.step(data[torch.randint(len(data), (20,))])
             average.update()
-    kept = energy.state_dict(), objective.chains, monitor.history, average.state_dict()
+    history = {name: list(record) for name, record in monitor.history.items()}
+    kept = energy.state_dict(), objective.chains, history, average.state_dict()
     torch.save(kept, result)
 
 

@@ -29,7 +29,8 @@ class Record(Sequence[float]):
     numbers are exact, and so is all of a run of less than 65,536 updates. Of a longer one the
     number of an update before those is that of another one near it: of blocks of 2, then 4, 8, ...
     updates one was kept, any of them. So means, medians and figures of a whole run stay
-    right, to the noise of fewer numbers, and single peaks of long ago may be missing.
+    right, to the noise of fewer numbers, and single peaks of long ago may be missing. What wants a
+    list, JSON or ``torch.save``, is given ``list(record)``.
 
     Args:
         numbers: Those to begin with.
