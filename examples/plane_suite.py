@@ -46,7 +46,9 @@ def maker(name, data):
 def compared(models, data, **kwargs):
     kept = Fitted(Path(args.out) / "fitted", f"{data.name}, {args.full}, {args.smoke}")
     kwargs = {"law": data.law, "kept": kept, "progress": False, **kwargs}
-    return ebm.compare(models, data.train, data.test, **kwargs)
+    card = ebm.compare(models, data.train, data.test, **kwargs)
+    card.protocol = {"data": f"{data.name}: {data.note}", **card.protocol}
+    return card
 
 
 kl, products = {}, []

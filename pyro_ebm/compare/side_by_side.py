@@ -37,7 +37,9 @@ CAVEATS = {
     "be the looser.",
     "KL": "the divergence of the model from the law of the data: by quadrature, with the error of "
     "the rule where it shows; «≤», of a bound on log p, is a mean over held-out data.",
-    "weight error": "half the sum of |found - true| over the weights of the modes of the law.",
+    "weight error": "half the sum of |found - true| over the weights of the modes of the law, by "
+    "samples: of an energy, by its chains, which begin somewhere and may not cross, whatever its "
+    "density says.",
     "modes": "how many are found, with a tenth of their weight at least.",
     "MMD²": "0 where samples cannot be told from held-out data; it may come out below.",
     "SW": "the sliced Wasserstein distance of samples from held-out data, in units of the data; "
@@ -73,7 +75,7 @@ CAVEATS = {
 
 CAVEATS_OF_ALL = [
     "(train data): the floor: real data against real data, in place of samples.",
-    "–: nothing to measure, as of a model without a likelihood, or a baseline without training. "
+    "–: nothing to measure, as of a model without a likelihood, or a baseline without a network. "
     "What failed, and what could not be measured, is named on its own.",
 ]
 
