@@ -48,7 +48,7 @@ def spin_pairs(energy: object) -> SpinPairs | None:
         more values or is not known to be a sum over pairs.
     """
     if isinstance(energy, (Ising, IsingGraph)):
-        field = getattr(energy, "field", energy.couplings.new_zeros(()))
+        field = energy.couplings.new_zeros(()) if energy.field is None else energy.field
         return SpinPairs(
             energy.edges, energy.couplings, field.expand(energy.event_shape).flatten()
         )

@@ -245,7 +245,7 @@ def test_edges_and_couplings_are_all_there_is_to_spins(make):
     energy = make()
     x = torch.randn(6, *energy.event_shape).sign()
     flat = x.flatten(1)
-    field = energy.field.flatten() if hasattr(energy, "field") else torch.zeros(())
+    field = torch.zeros(()) if energy.field is None else energy.field.flatten()
     i, j = energy.edges.unbind(-1)
     assert energy.couplings.shape == (len(energy.edges),)
     expected = -(energy.couplings * flat[:, i] * flat[:, j]).sum(-1) - (field * flat).sum(-1)
