@@ -8,6 +8,7 @@ of each: they are counted apart, and the rest of the memory has to be flat.
 
 import collections
 import gc
+import itertools
 import math
 import os
 import resource
@@ -158,10 +159,17 @@ def judge(rows):
             "memory is flat": of_rest <= MAX_Z * error,
             "nothing leaks": not grown,
             "chains are distinct": fewest == CHAINS,
-            "chains are alive": min(row["moved chains"] for row in rows) > 1 - 1e-2,
+            "chains are alive": all(itertools.starmap(alive, itertools.pairwise(rows))),
             "all is finite": all(row["finite"] for row in rows),
         },
     }
+
+
+def alive(before, row):
+    """Whether as many chains have moved since a row as updates that choose some of them reach."""
+    reached = 1 - (1 - MOVED / CHAINS) ** (row["step"] - before["step"])
+    error = math.sqrt(reached * (1 - reached) / CHAINS)
+    return row["moved chains"] >= reached - MAX_Z * error - 1 / CHAINS
 
 
 def slope(x, y):
