@@ -1,12 +1,11 @@
 """To native code by torch.compile, which reads Python's bytecode.
 
-It takes longer than :mod:`~pyro_ebm.native` does, and takes more: loops that a block of steps
-makes by itself, and devices on which nothing else was tried.
+It takes longer than :mod:`~pyro_ebm.native` does, and serves devices on which that was not tried.
 """
 
 from __future__ import annotations
 
-__all__ = ["check_rows", "compiled_by_dynamo", "scan_by_dynamo"]
+__all__ = ["scan_by_dynamo"]
 
 import types
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ def scan_by_dynamo(step: Callable, carry: list[Tensor], xs: tuple, fixed: list) 
     n = len(carry)
 
     def block(carry: list[Tensor], xs: list[Tensor], fixed: list[Tensor]) -> tuple[list, list]:
-        check_rows(xs)
+        _check_rows(xs)
 
         def of_row(carry: list[Tensor], row: list[Tensor]) -> tuple[list, list]:
             found = step(*carry, *row, *fixed)
@@ -42,7 +41,7 @@ def scan_by_dynamo(step: Callable, carry: list[Tensor], xs: tuple, fixed: list) 
 
         return scan(of_row, carry, xs)
 
-    compiled = compiled_by_dynamo(block)
+    compiled = _compiled_by_dynamo(block)
 
     def native(carry: list[Tensor], xs: tuple, fixed: list[Tensor]) -> tuple[list, list]:
         for x in xs:
@@ -52,27 +51,20 @@ def scan_by_dynamo(step: Callable, carry: list[Tensor], xs: tuple, fixed: list) 
     return native
 
 
-def compiled_by_dynamo(fn: Callable) -> Callable:
+def _compiled_by_dynamo(fn: Callable) -> Callable:
     """Compiles a function under a code object of its own.
 
     The compiler keeps what it learns on the code object, and refuses to learn about too many
     targets. What it learns by name it must not use: after a target of other shapes it would make
     shapes dynamic, and compile again within a run. Dimensions marked as unbacked alone may vary.
-
-    Args:
-        fn: The function, of tensors.
     """
     code = fn.__code__.replace(co_name="native")
     own = types.FunctionType(code, fn.__globals__, "native", None, fn.__closure__)
     return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
-def check_rows(xs: Sequence[Tensor]) -> None:
-    """Tells the compiler that all have the same number of rows, and at least one.
-
-    Args:
-        xs: Tensors, rows first.
-    """
+def _check_rows(xs: Sequence[Tensor]) -> None:
+    """Tells the compiler that all have the same number of rows, and at least one."""
     for x in xs:
         torch._check(x.shape[0] >= 1)
         torch._check(x.shape[0] == xs[0].shape[0])

@@ -25,6 +25,7 @@ __all__ = [
     "compile_block",
     "compile_function",
     "compile_scan",
+    "is_compiling",
     "loop",
     "trace",
 ]
@@ -42,12 +43,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .agreement import check, check_native
-from .dynamo import check_rows, compiled_by_dynamo, scan_by_dynamo
+from .dynamo import scan_by_dynamo
 from .layout import copy_in_order, memory_order, restored, stored
 from .native import (
     OPTIONS,
     DecidedByData,
     captured_loop,
+    compiled_block,
     compiled_scan,
     fast_building,
     is_capturing,
@@ -181,7 +183,7 @@ class Graph(torch.nn.Module):
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
 
     def forward(self, *args: Any) -> Any:  # noqa: ANN401, D102  what the function takes and returns
-        module = self._for_compiler if _is_compiling() else self.module
+        module = self._for_compiler if is_compiling() else self.module
         with torch.no_grad():
             found = iter(module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
@@ -198,7 +200,8 @@ def _is_as(one: Tensor, other: Tensor) -> bool:
     return one is other or (fixed and alike and torch.equal(one, other))
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
+    """Whether Python runs only to be compiled, so that it must not look at values."""
     return is_capturing() or torch.compiler.is_compiling()
 
 
@@ -207,7 +210,8 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
 
     Args:
         condition: From the carry to a 0-d tensor of bool.
-        body: From the carry to the next, of the same shapes and dtypes.
+        body: From the carry to the next, of the same shapes and dtypes. It may write into a tensor
+            of the carry that it hands on itself, as into a table of which it changes a row.
         carry: Tensors, in nested tuples.
 
     Returns:
@@ -217,7 +221,7 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
         >>> loop(lambda x: x < 100, lambda x: 2 * x, torch.tensor(3))
         tensor(192)
     """
-    if not _is_compiling():
+    if not is_compiling():
         while condition(carry):
             carry = body(carry)
         return carry
@@ -229,7 +233,9 @@ def loop(condition: Callable[[C], Tensor], body: Callable[[C], C], carry: C) -> 
     orders = [memory_order(leaf) for leaf in leaves]
 
     def flat_body(*leaves: Tensor) -> tuple[Tensor, ...]:
-        return _fresh(body(tree_unflatten(list(leaves), spec)), orders)
+        found = tree_leaves(body(tree_unflatten(list(leaves), spec)))
+        triples = zip(leaves, found, orders, strict=True)
+        return tuple(new if new is old else copy_in_order(new, o) for old, new, o in triples)
 
     leaves = _fresh(carry, orders)
     repeat = while_loop if torch.compiler.is_compiling() else captured_loop
@@ -326,20 +332,9 @@ def compile_block(
     if size > MAX_NATIVE_OPS:
         return Rung(None, "graph", f"{size} operations are too many to compile", size)
 
-    def rows(carry: tuple, xs: tuple) -> tuple:
-        check_rows(xs)
-        return tree_map(lambda leaf: leaf.clone(), block(carry, xs))
-
-    compiled = compiled_by_dynamo(rows)
-
-    def native(carry: tuple, xs: tuple) -> tuple:
-        for x in xs:
-            torch._dynamo.decorators.mark_unbacked(x, 0)
-        with torch.no_grad():
-            return compiled(tree_map(torch.clone, carry), xs)
-
     try:
-        with _undeprecated(), fast_building():
+        with _undeprecated(), torch.no_grad():
+            native = _Block(block, carry, xs)
             (found, *_), (expected, *_) = native(carry, xs)[0], block(carry, xs)[0]
         eps = torch.finfo(expected.dtype).eps
         agree = found.isclose(expected, eps**0.5, eps**0.5, equal_nan=True).all(-1)
@@ -350,6 +345,29 @@ def compile_block(
         warnings.warn(f"this run is not native, because {reason}", stacklevel=2)
         return Rung(None, "graph", reason, size)
     return Rung(native, "native", f"{size} operations", size)
+
+
+class _Block:
+    """A function that loops by itself as a native one, whose tensors are flat lists."""
+
+    def __init__(self, block: Callable, carry: tuple, xs: tuple) -> None:
+        leaves, spec = tree_flatten(carry)
+        self._orders = [memory_order(leaf) for leaf in leaves]
+        self._rows = [(0, *(1 + i for i in memory_order(x[0]))) for x in xs]
+
+        def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
+            carry = tree_unflatten(list(leaves[: len(self._orders)]), spec)
+            found, self._spec = tree_flatten(block(carry, leaves[len(self._orders) :]))
+            self._is_tensor = [isinstance(leaf, Tensor) for leaf in found]
+            return tuple(leaf.clone() for leaf in found if isinstance(leaf, Tensor))
+
+        self._native = compiled_block(flat, _fresh(carry, self._orders), _fresh(xs, self._rows))
+
+    def __call__(self, carry: tuple, xs: tuple) -> tuple:
+        with torch.no_grad():
+            found = iter(self._native(_fresh(carry, self._orders), _fresh(xs, self._rows)))
+        leaves = [next(found) if is_tensor else None for is_tensor in self._is_tensor]
+        return tree_unflatten(leaves, self._spec)
 
 
 class _Scan:

@@ -10,6 +10,7 @@ __all__ = [
     "OPTIONS",
     "DecidedByData",
     "captured_loop",
+    "compiled_block",
     "compiled_scan",
     "fast_building",
     "is_capturing",
@@ -122,39 +123,16 @@ def compiled_scan(
     Returns:
         A function of the last three, to the last carry and what was kept, stacked.
     """
-    from torch._inductor import compile_fx, config
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    mode = FakeTensorMode(shape_env=ShapeEnv())
+    mode = _fake_mode()
     with _capturing(mode):
         captured = make_fx(step)(*carry, *(x[0] for x in xs), *fixed)
     if writing := _writing(captured):
         raise RuntimeError(f"{writing[0]} in a native loop, which must not write in place")
     closed_over = _constants(captured)
     _lift(captured, closed_over)
-    with mode.shape_env.ignore_fresh_unbacked_symbols():
-        num_rows = mode.shape_env.create_unbacked_symint()
-    torch._check(num_rows >= 1)
-    others = [*fixed, *closed_over]
-    inputs = [mode.from_tensor(x.detach(), static_shapes=True) for x in (*carry, *xs, *others)]
-    with mode:
-        for i in range(len(carry), len(carry) + len(xs)):
-            x = inputs[i]
-            inputs[i] = x.new_empty_strided((num_rows, *x.shape[1:]), x.stride())
-        loop = functools.partial(_loop_over_rows, captured, len(carry), len(xs))
-        graph = make_fx(loop, decomposition_table=select_decomp_table())(*inputs)
-    with config.patch(OPTIONS), fast_building():
-        native = compile_fx.compile_fx_forward(
-            graph,
-            inputs,
-            num_orig_model_outputs=0,
-            num_example_inputs=len(inputs),
-            compiler_config_extra=compile_fx.create_compiler_config_extra(graph),
-            inner_compile=functools.partial(compile_fx.compile_fx_inner, cpp_wrapper=True),
-            is_inference=True,
-        )
+    loop = functools.partial(_loop_over_rows, captured, len(carry), len(xs))
+    inputs = [*_fake(mode, carry), *_fake_rows(mode, xs), *_fake(mode, (*fixed, *closed_over))]
+    native = _compiled(loop, mode, inputs)
 
     def call(
         carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]
@@ -163,6 +141,66 @@ def compiled_scan(
         return found[: len(carry)], found[len(carry) :]
 
     return call
+
+
+def compiled_block(block: Flat, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Callable:
+    """Compiles a function that loops over rows by itself, for any number of rows.
+
+    Args:
+        block: From the tensors of a carry and ``xs`` to tensors.
+        carry: A real carry.
+        xs: Real tensors, each with one row or more.
+
+    Returns:
+        A function of the same, to a list of tensors.
+    """
+    mode = _fake_mode()
+    inputs = [*_fake(mode, carry), *_fake_rows(mode, xs)]
+    with mode, _capturing(mode):
+        captured = make_fx(block)(*inputs)
+    closed_over = _constants(captured)
+    _lift(captured, closed_over)
+    native = _compiled(captured, mode, [*inputs, *_fake(mode, closed_over)])
+    return lambda carry, xs: native([*carry, *xs, *closed_over])
+
+
+def _fake_mode() -> FakeTensorMode:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def _fake(mode: FakeTensorMode, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [mode.from_tensor(x.detach(), static_shapes=True) for x in tensors]
+
+
+def _fake_rows(mode: FakeTensorMode, xs: Sequence[Tensor]) -> list[Tensor]:
+    """Fake tensors of a number of rows that is known only when native code is called."""
+    with mode.shape_env.ignore_fresh_unbacked_symbols():
+        num_rows = mode.shape_env.create_unbacked_symint()
+    torch._check(num_rows >= 1)
+    with mode:
+        return [x.new_empty_strided((num_rows, *x.shape[1:]), x.stride()) for x in _fake(mode, xs)]
+
+
+def _compiled(fn: Flat, mode: FakeTensorMode, inputs: list[Tensor]) -> Callable:
+    """Compiles a function of fake tensors into one of a list of real ones."""
+    from torch._inductor import compile_fx, config
+    from torch._inductor.decomposition import select_decomp_table
+
+    with mode:
+        graph = make_fx(fn, decomposition_table=select_decomp_table())(*inputs)
+    with config.patch(OPTIONS), fast_building():
+        return compile_fx.compile_fx_forward(
+            graph,
+            inputs,
+            num_orig_model_outputs=0,
+            num_example_inputs=len(inputs),
+            compiler_config_extra=compile_fx.create_compiler_config_extra(graph),
+            inner_compile=functools.partial(compile_fx.compile_fx_inner, cpp_wrapper=True),
+            is_inference=True,
+        )
 
 
 def _loop_over_rows(step: GraphModule, n: int, m: int, *inputs: Tensor) -> list[Tensor]:

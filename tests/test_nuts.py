@@ -91,7 +91,7 @@ def test_builds_the_trees_of_the_recursion(step_size):
     seed = torch.randint(2**62, (num_chains,))
     forward = seed.unsqueeze(-1) >> torch.arange(max_depth) & 1
     start = (momentum.T.contiguous(), 0.5 * momentum.square().sum(-1))
-    now, checkpoints, found = begin(state, *start), Checkpoints(start[0], max_depth), {}
+    now, checkpoints, found = begin(state, *start), Checkpoints.empty(start[0], max_depth), {}
     for _ in range(1, 2**max_depth):
         now, end = extend(potential, state, now, checkpoints, seed)
         for c in end.over.nonzero().flatten().tolist():

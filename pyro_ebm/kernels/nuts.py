@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["NUTS"]
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arguments import check_between, check_count
 from ..distributions import Boltzmann
-from ..engine import loop
+from ..engine import is_compiling, loop
 from ..potential import Model, Potential
 from .acceleration import AsynchronousKernel
 from .adaptation import Adaptation, When
@@ -141,40 +142,43 @@ class NUTS(AsynchronousKernel):
         self, potential: Potential, state: NUTSState, noise: tuple[Tensor, ...]
     ) -> tuple[NUTSState, NUTSState, Info]:
         momentum, seed = noise
-        num_draws = len(seed)
+        num_draws = seed.shape[0]
         kinetic = 0.5 * momentum.double().square().sum(-1)
         momentum = momentum.mT.contiguous()
-        checkpoints = Checkpoints(momentum[0], self.max_tree_depth)
-        chain = checkpoints.chain
-        points = momentum.new_empty(num_draws + 1, 2, *momentum.shape[1:])
-        numbers = kinetic.new_empty(num_draws + 1, 4, kinetic.shape[-1])
+        end_of_block = torch.full((), num_draws, device=seed.device)
 
-        def leap(now: tuple[Tensor, Trajectory]) -> tuple[Tensor, Trajectory]:
-            draw, trajectory = now
-            own_seed = _rows(seed, draw.clamp(max=num_draws - 1))
+        def leap(now: _Walk) -> _Walk:
+            draw, trajectory, checkpoints, points, numbers = now
+            own_seed = _rows(seed, draw.clamp(max=end_of_block - 1))
             trajectory, end = extend(potential, state, trajectory, checkpoints, own_seed)
             if polls and not end.over.any():
-                return draw, trajectory
+                return now._replace(trajectory=trajectory)
             proposal = trajectory.tree.proposal
             code = 4 * trajectory.num_steps + 2 * end.saturated + end.diverging
             found = (proposal.potential, proposal.log_weight, trajectory.accept_sum, code)
             # By index, which native code does in place; scatter_ would copy all draws each time.
-            points[draw, :, :, chain] = proposal.point.movedim(-1, 0)
-            numbers[draw, :, chain] = torch.stack(found, -1)
-            draw = (draw + end.over).clamp(max=num_draws)
-            row = draw.clamp(max=num_draws - 1)
-            return draw, renew(trajectory, end.over, _rows(momentum, row), _rows(kinetic, row))
+            points[draw, :, :, checkpoints.chain] = proposal.point.movedim(-1, 0)
+            numbers[draw, :, checkpoints.chain] = torch.stack(found, -1)
+            draw = (draw + end.over).clamp(max=end_of_block)
+            row = draw.clamp(max=end_of_block - 1)
+            trajectory = renew(trajectory, end.over, _rows(momentum, row), _rows(kinetic, row))
+            return now._replace(draw=draw, trajectory=trajectory)
 
-        def several(now: tuple[Tensor, Trajectory]) -> tuple[Tensor, Trajectory]:
-            for _ in range(1 if polls or torch.compiler.is_compiling() else POLL_EVERY):
+        def several(now: _Walk) -> _Walk:
+            for _ in range(1 if polls or is_compiling() else POLL_EVERY):
                 now = leap(now)
             return now
 
-        polls = momentum.device.type == "cpu" and not torch.compiler.is_compiling()
-        start = begin(state, momentum[0], kinetic[0])
-        draw, _ = loop(
-            lambda now: (now[0] < num_draws).any(), several, (torch.zeros_like(seed[0]), start)
+        polls = momentum.device.type == "cpu" and not is_compiling()
+        walk = _Walk(
+            draw=torch.zeros_like(seed[0]),
+            trajectory=begin(state, momentum[0], kinetic[0]),
+            checkpoints=Checkpoints.empty(momentum[0], self.max_tree_depth),
+            points=momentum.new_empty(num_draws + 1, 2, *momentum.shape[1:]),
+            numbers=kinetic.new_empty(num_draws + 1, 4, kinetic.shape[-1]),
         )
+        walk = loop(lambda now: (now.draw < end_of_block).any(), several, walk)
+        draw, points, numbers = walk.draw, walk.points, walk.numbers
         z, grad = points[:-1].movedim(1, 0).mT.contiguous().unbind(0)
         value, log_weight, accept_sum, code = numbers[:-1].movedim(1, 0).contiguous().unbind(0)
         value, code = value.to(z.dtype), code.long()
@@ -197,6 +201,19 @@ class NUTS(AsynchronousKernel):
             grad=_rows(grad.mT, last).mT.contiguous(),
         )
         return moved, after, info
+
+
+class _Walk(NamedTuple):
+    """The registers of all chains, and the tables that they write into."""
+
+    draw: Tensor
+    """Which step of the block each chain is at."""
+    trajectory: Trajectory
+    checkpoints: Checkpoints
+    points: Tensor
+    """Of each draw the point and its gradient, ``(num_draws + 1, 2, D, C)``; the last is waste."""
+    numbers: Tensor
+    """Its potential, log weight, sum of acceptances, and a code of how its trajectory ended."""
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

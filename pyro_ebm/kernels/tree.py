@@ -27,6 +27,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..engine import is_compiling
 from ..potential import Potential
 from .hamiltonian import MAX_ENERGY_ERROR, leapfrog
 from .metric import Metric
@@ -103,26 +104,44 @@ class End(NamedTuple):
     """Whether it ended for its depth alone: it neither turned nor diverged."""
 
 
-class Checkpoints:
-    """Where the open subtrees of each branch began, per level; written in place.
+class Checkpoints(NamedTuple):
+    """Where the open subtrees of each branch began, per level; written in place."""
 
-    Args:
-        momentum: The momentum of each chain, with shape ``(D, C)``.
-        max_tree_depth: How often a trajectory may double.
-    """
+    momentum: Tensor
+    """At the first leaf, ``(J + 1, D, C)``; the last level is waste."""
+    rest: Tensor
+    """What momenta there were before it, negative, with half of its own."""
+    chain: Tensor
+    begins_at: Tensor
+    """At which level a leaf begins subtrees, ``(2^(J - 1),)``; the last if it begins none."""
+    ends_at: Tensor
+    """Whether a leaf ends a subtree of each level, ``(J, 2^(J - 1))``."""
 
-    def __init__(self, momentum: Tensor, max_tree_depth: int) -> None:
-        self.num_levels = max_tree_depth
-        self.momentum = momentum.new_zeros(max_tree_depth + 1, *momentum.shape)
-        self.rest = torch.zeros_like(self.momentum)
-        self.chain = torch.arange(momentum.shape[-1], device=momentum.device)
+    @classmethod
+    def empty(cls, momentum: Tensor, max_tree_depth: int) -> Checkpoints:
+        """Makes room for all levels.
+
+        Args:
+            momentum: The momentum of each chain, with shape ``(D, C)``.
+            max_tree_depth: How often a trajectory may double.
+        """
         leaf = torch.arange(2 ** (max_tree_depth - 1), device=momentum.device)
         level = torch.arange(max_tree_depth, device=momentum.device).unsqueeze(-1)
         bits = leaf >> level & 1
         highest = bits[1:].sum(0)
         trailing = bits.cumprod(0).sum(0)
-        self.begins_at = torch.where(bits[0] == 0, highest, max_tree_depth)
-        self.ends_at = (level <= highest) & (level > highest - trailing)
+        return cls(
+            momentum=momentum.new_zeros(max_tree_depth + 1, *momentum.shape),
+            rest=momentum.new_zeros(max_tree_depth + 1, *momentum.shape),
+            chain=torch.arange(momentum.shape[-1], device=momentum.device),
+            begins_at=torch.where(bits[0] == 0, highest, max_tree_depth),
+            ends_at=(level <= highest) & (level > highest - trailing),
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """How often a trajectory may double."""
+        return len(self.ends_at)
 
     def turns(self, num_leaves: Tensor, depth: Tensor, p: Tensor, momentum_sum: Tensor) -> Tensor:
         """Whether one of the complete subtrees that end at a leaf turns back.
@@ -141,7 +160,7 @@ class Checkpoints:
         self.momentum[level, :, self.chain] = p.T
         self.rest[level, :, self.chain] = -part.T
         num_levels = self.num_levels
-        if not torch.compiler.is_compiling() and depth.device.type == "cpu":
+        if not is_compiling() and depth.device.type == "cpu":
             num_levels = max(1, int(depth.max()))
         first, rest = self.momentum[:num_levels], self.rest[:num_levels]
         q = part + rest

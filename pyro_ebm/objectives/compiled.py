@@ -146,9 +146,10 @@ def _whole(start: Callable, step: Callable, said: list[int]) -> Callable:
 
     def block(carry: tuple, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
         z, step_size = carry
-        one = torch.ones_like(z[0, 0], dtype=torch.long)
+        num_steps = torch.full((), noise[0].shape[0], device=z.device)
+        one = torch.ones_like(num_steps)
         _, state, info = loop(
-            lambda carry: carry[0] < len(noise[0]),
+            lambda carry: carry[0] < num_steps,
             lambda carry: (carry[0] + 1, *after(carry[1], _row(noise, carry[0]))),
             (one, *after(start(z, step_size.squeeze(0)), tuple(part[0] for part in noise))),
         )
@@ -162,9 +163,10 @@ def _up_to_the_last(kernel: Kernel, start: Callable, step: Callable) -> Callable
 
     def block(carry: tuple, noise: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
         z, step_size = carry
-        none = torch.zeros_like(z[0, 0], dtype=torch.long)
+        num_steps = torch.full((), noise[0].shape[0], device=z.device)
+        none = torch.zeros_like(num_steps)
         k, state = loop(
-            lambda carry: carry[0] + 1 < len(noise[0]),
+            lambda carry: carry[0] + 1 < num_steps,
             lambda carry: (carry[0] + 1, step(carry[1], _row(noise, carry[0]))[0]),
             (none, start(z, step_size.squeeze(0))),
         )
