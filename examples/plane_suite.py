@@ -64,6 +64,8 @@ print("divergence from the law of the data (nats): = by quadrature, ≤ of a bou
 print(f"{'':16}" + "".join(f"{source:>18}" for source in SUITE))
 for name in FAMILIES:
     print(f"{name:16}" + "".join(f"{kl[source][name]:>18}" for source in SUITE))
+if "two_modes" not in SUITE:
+    parser.exit()  # what follows is of them
 print("\ntwo models of two modes, of the right part and the upper, multiplied: energy distance")
 for row in products:
     print(f"{row.model:16} {row.cells()['composition']:>18}")

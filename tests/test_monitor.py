@@ -17,6 +17,7 @@ from pyro_ebm.kernels import MALA, ULA
 from pyro_ebm.objectives import (
     ContrastiveDivergence,
     DenoisingScoreMatching,
+    MaximumLikelihood,
     Monitor,
     PersistentCD,
     TrainingDiverged,
@@ -111,11 +112,26 @@ def test_loss_is_named_for_what_it_is():
     x = points(20)
     sampled = Monitor(svi_of(network(), persistent()))
     matched = Monitor(svi_of(network(), DenoisingScoreMatching(0.3)))
-    for monitor in (sampled, matched):
+    summed = Monitor(svi_of(network(), MaximumLikelihood()))
+    for monitor in (sampled, matched, summed):
         monitor.step(x)
         pyro.clear_param_store()
     assert next(iter(sampled.history)) == "contrastive loss"
     assert list(matched.history) == ["surrogate loss", "gradient norm"]
+    assert list(summed.history) == ["negative log-likelihood", "gradient norm"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(persistent, "loss"), (MaximumLikelihood, "negative log-likelihood")],
+)
+def test_loss_of_an_energy_that_is_normalised_is_no_contrast(objective, name):
+    """No site takes a surrogate: it learns by its own log p, whatever the objective."""
+    x, energy = points(20), Gaussian(nn.Parameter(torch.zeros(2)), 1.0)
+    monitor = Monitor(svi_of(energy, objective()))
+    expected = -ebm.Boltzmann(energy).log_prob(x).mean().item()
+    assert monitor.step(x) == pytest.approx(expected)
+    assert list(monitor.history) == [name, "gradient norm"]
 
 
 def test_any_elbo_and_several_sites_are_recorded():

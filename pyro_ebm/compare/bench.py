@@ -20,6 +20,7 @@ from ..metrics.neighbours import data_copying, precision_recall
 from ..metrics.restoration import restoration_error
 from ..metrics.two_sample import classifier_two_sample, energy_distance, mmd, sliced_wasserstein
 from ..zoo.base import Generative, check_likelihood
+from .bracket import bracketed
 from .composing import Parts, composition
 from .fitted import Fitted
 from .memory import PeakMemory
@@ -145,6 +146,7 @@ class Bench:
         likelihood = check_likelihood(model.log_prob(self.test), len(self.test))
         row.kind = likelihood.kind
         if likelihood.value is None:
+            self._estimate(row, model)
             return
         row.log_prob = _mean(likelihood.value.double())
         if self.law is None:
@@ -155,6 +157,15 @@ class Bench:
             row.kl = kl_divergence(
                 self.law.log_prob, lambda x: model.log_prob(x).value, self.law.half_width
             )
+
+    def _estimate(self, row: Row, model: Generative) -> None:
+        """Estimates the likelihood of an energy whose log Z the model does not know."""
+        energy = model.as_energy()
+        if energy is None:
+            row.notes.append("no likelihood: no density that can be evaluated")
+            return
+        row.kind, row.log_prob, row.bracket, notes = bracketed(energy, self.test)
+        row.notes += notes
 
     def _samples(self, row: Row, model: Generative, num_samples: int) -> None:
         with PeakMemory(model) as memory:

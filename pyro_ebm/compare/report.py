@@ -86,6 +86,7 @@ GROUPS = "=≥≤≈"
 
 AIMS = {
     "log": "high is good, by kind",
+    "bracket": "of an estimate",
     "KL": "0 is best, by kind",
     "weight": "0 is best",
     "modes": "all is best",

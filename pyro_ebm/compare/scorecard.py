@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..metrics.base import Estimate
 from ..zoo.base import Kind
+from .bracket import DOUBT
 from .report import page
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Row:
     """What the log-likelihood is; see :mod:`pyro_ebm.zoo.base`."""
     log_prob: Estimate | None = None
     """Its mean over held-out data, in nats per example, and the error from their number."""
+    bracket: tuple[float, float] | None = None
+    """Between which that mean lies by bounds on an estimated log Z, in nats."""
     kl: Estimate | None = None
     """The divergence of the model from the law of the data, in nats, where that law is known."""
     mode_error: Estimate | None = None
@@ -92,6 +95,7 @@ class Row:
         return {
             "model": self.model,
             "log p (nats)": self._signed("log_prob", SIGNS),
+            "bracket (nats)": self._between(),
             "kind": self.kind or "–",
             "KL (nats)": self._signed("kl", SIGNS_OF_KL),
             **{title: self._shown(getattr(self, name), name) for title, name in _TITLES.items()},
@@ -125,6 +129,14 @@ class Row:
         number = f"{estimate.value:.4f}" if is_sharp else str(estimate)
         return f"{signs[self.kind]} {number}"
 
+    def _between(self) -> str:
+        if self.bracket is None:
+            return "–"
+        low, high = self.bracket
+        digits = 2 if high - low < 1 else 1
+        doubt = any(DOUBT in note for note in self.notes)
+        return f"{low:.{digits}f} to {high:.{digits}f}{', in doubt' if doubt else ''}"
+
     def numbers(self) -> dict[str, str | float | None]:
         """Returns everything as flat columns, each estimate beside its standard error.
 
@@ -137,6 +149,8 @@ class Row:
             flat[name], flat[f"{name} std_error"] = estimate or (None, None)
             if self.num_seeds > 1:
                 flat[f"{name} spread"] = self.spread.get(name)
+        low, high = self.bracket or (None, None)
+        flat["log_prob lower"], flat["log_prob upper"] = low, high
         for name in COUNTS:
             flat[name] = getattr(self, name)
         flat["num_seeds"] = self.num_seeds
@@ -331,7 +345,7 @@ class Scorecard:
 _ALWAYS = ("model", "log p (nats)", "kind")
 
 SECTIONS = {
-    "Likelihood": ("log", "kind", "KL"),
+    "Likelihood": ("log", "bracket", "kind", "KL"),
     "Samples": (
         "weight", "modes", "MMD²", "SW", "C2ST", "precision", "recall", "copying",
     ),

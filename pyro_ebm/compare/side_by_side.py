@@ -35,6 +35,10 @@ CAVEATS = {
     "log p": "the mean over held-out data: «=» exact, «≥» a lower bound in expectation, «≈» an "
     "estimate. Numbers of unlike kinds are not ranked together, and of two bounds the lower may "
     "be the looser.",
+    "bracket": "of an energy whose log Z is estimated, from both sides: where log p lies by the "
+    "bounds on log Z, for these held-out data; each is a bound in expectation, two of its "
+    "standard errors further out. A wide one, or one in doubt, says that log p is not known; and "
+    "however narrow it is, a mode that neither side found is in neither.",
     "KL": "the divergence of the model from the law of the data: by quadrature, with the error of "
     "the rule where it shows; «≤», of a bound on log p, is a mean over held-out data.",
     "weight error": "half the sum of |found - true| over the weights of the modes of the law, by "
@@ -75,7 +79,7 @@ CAVEATS = {
 
 CAVEATS_OF_ALL = [
     "(train data): the floor: real data against real data, in place of samples.",
-    "–: nothing to measure, as of a model without a likelihood, or a baseline without a network. "
+    "–: nothing to measure, as of a model without a density, or a baseline without a network. "
     "What failed, and what could not be measured, is named on its own.",
 ]
 

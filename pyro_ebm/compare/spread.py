@@ -48,6 +48,7 @@ def over_seeds(rows: Mapping[int, Row]) -> Row:
         if told:
             setattr(merged, name, _mean(told))
             merged.spread[name] = _spread([each.value for each in told])
+    merged.bracket = _middle([r.bracket for r in rows.values() if r.bracket is not None])
     for name in dict.fromkeys(name for row in rows.values() for name in row.auroc):
         told = [row.auroc[name] for row in rows.values() if name in row.auroc]
         merged.auroc[name] = _mean(told)
@@ -67,6 +68,14 @@ def over_seeds(rows: Mapping[int, Row]) -> Row:
 def _mean(told: Sequence[Estimate]) -> Estimate:
     square = sum(each.std_error**2 for each in told) / len(told)
     return Estimate(sum(each.value for each in told) / len(told), math.sqrt(square))
+
+
+def _middle(brackets: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The means of lower and upper bounds, between which the mean lies."""
+    if not brackets:
+        return None
+    low, high = (sum(ends) / len(ends) for ends in zip(*brackets, strict=True))
+    return low, high
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -1,8 +1,9 @@
 r"""Watching a training run: what each update did, and when to stop.
 
-The loss of an energy says little: under contrastive divergence it is a gap between two energies,
-near zero in good training and in bad. What does say something is recorded here, in nats per point
-and in pure numbers, and a run that breaks is stopped and put back to where it was sound.
+The loss of most objectives says little: that of contrastive divergence is a gap between two
+energies, near zero in good training and in bad; the negative log-likelihood alone shows progress.
+So each is recorded under its own name, beside what does say something, in nats per point and in
+pure numbers; and a run that breaks is stopped and put back to where it was sound.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from ..energies.base import trainable_parameters
-from .base import Evaluation
+from .base import LIKELIHOOD, Evaluation
 from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both, tensors
 from .readings import READINGS, Readings, over_ranks
 from .records import Record
@@ -76,7 +77,8 @@ class Monitor:
     ``monitor.step`` stands in for ``svi.step``. Of each update it records, before it is made,
 
     ================= =======================================================================
-    the loss          as ``svi.step`` returns it, under the objective's ``loss_name``
+    the loss          as ``svi.step`` returns it, under the objective's ``loss_name``; where it
+                      stands in for no site, as all are normalised, it is that of the ELBO: "loss"
     "gradient norm"   of the energies' parameters, before it is clipped
     "data energy"     the mean of :math:`E/T` over the batch, in nats
     "chain energy"    the same over the chains
@@ -239,6 +241,12 @@ class Monitor:
         objective = objective_of(self.svi)
         return {} if objective is None else objective.evaluations
 
+    def _loss_name(self, evaluations: dict[str, Evaluation]) -> str:
+        objective = objective_of(self.svi)
+        if objective is None or not (evaluations or objective.loss_name == LIKELIHOOD):
+            return "loss"
+        return objective.loss_name
+
     def _record(self, loss: float, params: dict[Tensor, None]) -> _Alarm | None:
         """Records one evaluation, and says what is wrong with it, if anything."""
         evaluations = self._evaluations()
@@ -248,8 +256,7 @@ class Monitor:
         norms = {p: p.grad.detach().norm().double() for p in params if p.grad is not None}
         readings = {"gradient norm": _total([n for p, n in norms.items() if p in (own or params)])}
         several = len(evaluations) > 1
-        objective = objective_of(self.svi)
-        names = ["loss" if objective is None else objective.loss_name, *readings, OF_ALL]
+        names = [self._loss_name(evaluations), *readings, OF_ALL]
         for name, seen in evaluations.items():
             suffix = f" of {name}" if several else ""
             names += [record + suffix for record in READINGS]

@@ -56,7 +56,8 @@ class EBM(Generative):
 
     ``log_prob`` is of kind "exact" where the energy knows its log Z; of points of one or two
     coordinates it is of kind "estimate", with log Z by quadrature to 1e-4 nats; else it is of kind
-    "none". ``typicality`` is :math:`-E(x)`.
+    "none": :func:`pyro_ebm.compare` then estimates log Z by :func:`pyro_ebm.logz.estimate`, with
+    its bracket, and so may you. ``typicality`` is :math:`-E(x)`.
 
     Args:
         energy: The energy; its parameters learn.

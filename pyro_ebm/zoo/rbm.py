@@ -32,7 +32,8 @@ class RBM(Generative):
     kept in ``mcmc``, whose diagnostics say how far the chains came.
 
     ``log_prob`` is of kind "exact" where one layer has at most ``max_exact`` units, over whose
-    states log Z is summed; else it is of kind "none". ``typicality`` is minus the free energy.
+    states log Z is summed; else it is of kind "none", and :func:`pyro_ebm.logz.estimate` of
+    ``boltzmann`` has it with a bracket. ``typicality`` is minus the free energy.
 
     References:
         | Training restricted Boltzmann machines using approximations to the likelihood gradient
