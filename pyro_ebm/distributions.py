@@ -8,6 +8,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -255,7 +256,8 @@ class Boltzmann(dist.TorchDistribution):
         r"""Draws exactly where the energy knows how, else approximately.
 
         A small discrete support is enumerated, and the draw is exact. Other draws are approximate.
-        An energy that knows its conditionals is swept 32 times from a random point. Else it is
+        An energy that knows its conditionals is swept 32 times from a random point; an RBM at
+        another temperature than 1, where its block sweep does not serve, site by site. Else it is
         sampling importance resampling: up to 256 proposals per point, in unconstrained space from
         a wide scale mixture of Gaussians, on a discrete support from all points alike, of which
         one is kept with probability proportional to :math:`\exp(-E/T)` over the proposal density.
@@ -297,10 +299,13 @@ class Boltzmann(dist.TorchDistribution):
             return self._resampled(x, self.log_density(x), shape)
         x = random_points(self._support, self.event_shape, shape, like)
         beta = 1 / torch.as_tensor(self.temperature).to(like)
+        sweep, sides = self.energy.sweep, self.energy.uniform_shape
+        if sides != self.energy.site_shape and bool((beta != 1).any()):
+            # Its own sweep draws what it has summed out too, and serves no other temperature.
+            sweep, sides = partial(DiscreteEnergy.sweep, self.energy), self.energy.site_shape
         beta = beta.reshape(*beta.shape, *(1,) * len(self.energy.site_shape), 1)
         for _ in range(32):
-            uniform = like.new_empty((*shape, *self.energy.uniform_shape)).uniform_()
-            x = self.energy.sweep(x, uniform, beta)
+            x = sweep(x, like.new_empty((*shape, *sides)).uniform_(), beta)
         return x
 
     def _num_proposals(self, shape: torch.Size) -> int:

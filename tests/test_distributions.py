@@ -22,7 +22,7 @@ from torch import tensor
 from torch.distributions import constraints
 
 import pyro_ebm as ebm
-from pyro_ebm.energies import MLP, Banana, DoubleWell, Gaussian, Ising, Laplace
+from pyro_ebm.energies import MLP, RBM, Banana, DoubleWell, Gaussian, Ising, Laplace
 from pyro_ebm.potential import Potential
 
 
@@ -243,6 +243,16 @@ def test_each_temperature_has_draws_by_sweeps_of_its_own():
     p = ebm.Boltzmann(Ising((4, 5), 0.0, 0.7), temperature=temperature)
     mean = p.sample((200,)).mean((-2, -1))
     assert_close(mean.mean(0), (0.7 / temperature).tanh(), mean.std(0) / 200**0.5)
+
+
+def test_a_tempered_rbm_has_draws_of_its_free_energy_over_the_temperature():
+    """Not of the joint energy over it. Seventeen visible units are too many for ``sample`` to list."""
+    rbm = RBM(3.0 * torch.ones(17, 1), torch.linspace(-2.0, 0.0, 17) - 1.0, tensor([1.0]))
+    temperature = tensor([2.0, 1.0])
+    draws = ebm.Boltzmann(rbm, temperature=temperature).sample((1000,))
+    points = torch.cartesian_prod(*17 * [tensor([0.0, 1.0])])
+    probs = (-rbm(points)[:, None] / temperature).softmax(0)
+    assert_mean(draws, probs.T @ points)
 
 
 def test_says_what_it_is_the_law_of():

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from laws import assert_chain_mean
 from torch import nn, tensor
 
 import pyro_ebm as ebm
@@ -18,6 +19,8 @@ from pyro_ebm.energies.graphs import greedy_colours
 from pyro_ebm.energies.grid import grid_edges
 from pyro_ebm.energies.kaufman import CRITICAL_COUPLING, log_z_of_torus
 from pyro_ebm.engine import trace
+from pyro_ebm.kernels import SwendsenWang
+from pyro_ebm.potential import Potential
 
 KAUFMAN = [
     (3, 0.1, 6.335415589931518, -0.22526464179169914),
@@ -62,13 +65,42 @@ def test_kaufmans_formula_is_the_sum_by_elimination(shape, k):
     )
 
 
-def test_kaufmans_formula_has_derivatives_of_second_order():
-    """The heat capacity per site, -K^2 u'(K) in nats, at the critical point (10x10, 32x32)."""
-    for side, capacity in ((10, 1.260019634609888), (32, 1.84676759003956)):
-        k = tensor(CRITICAL_COUPLING, requires_grad=True)
-        (slope,) = torch.autograd.grad(log_z_of_torus(k, side, side), k, create_graph=True)
-        (curvature,) = torch.autograd.grad(slope, k)
-        assert (k * k * curvature).item() / side**2 == pytest.approx(capacity, abs=1e-8)
+CAPACITIES = {
+    (3, CRITICAL_COUPLING): 0.6287361056464946,
+    (4, CRITICAL_COUPLING): 0.7832668259289095,
+    (4, 0.3): 0.4409926535765569,
+    (8, 0.4): 1.100475889362432,
+    (10, 0.2): 0.09767815686192809,
+    (10, 0.5): 0.7231648901260852,
+    (10, CRITICAL_COUPLING): 1.260019634609888,
+    (16, CRITICAL_COUPLING): 1.4987049594000266,
+    (32, CRITICAL_COUPLING): 1.84676759003956,
+}
+"""The heat capacity per site, -K^2 u'(K) in nats, by side and coupling."""
+
+
+@pytest.mark.parametrize(("side", "coupling"), CAPACITIES)
+def test_kaufmans_formula_has_derivatives_of_second_order(side, coupling):
+    k = tensor(coupling, requires_grad=True)
+    (slope,) = torch.autograd.grad(log_z_of_torus(k, side, side), k, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, k)
+    found = (k * k * curvature).item() / side**2
+    assert found == pytest.approx(CAPACITIES[side, coupling], abs=1e-8)
+
+
+def test_a_critical_torus_has_the_moments_of_its_listed_states():
+    """4 x 4: of the mean spin, and of two neighbours, by the sum over 65,536 states."""
+    p = ebm.Boltzmann(Ising((4, 4), CRITICAL_COUPLING))
+    s = p.enumerate_support()
+    probs = p.log_prob(s).exp()
+    m, bonds = s.mean((-2, -1)), (s * s.roll(1, -1)).mean((-2, -1))
+    for moment, expected in (
+        (m.abs(), 0.8438604448134206),
+        (m.square(), 0.7613589085686788),
+        (m**4, 0.6656912132673725),
+        (bonds, 0.7828118938191554),
+    ):
+        assert (probs @ moment).item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_kaufmans_formula_neither_overflows_nor_breaks():
@@ -94,6 +126,23 @@ def test_onsagers_energy_is_that_of_a_large_torus():
         ground = math.log(2) / 256**2 if k > CRITICAL_COUPLING else 0.0  # two ordered phases
         assert value.item() / 256**2 - ground == pytest.approx(log_z, abs=1e-9)
         assert -bonds.item() / 256**2 == pytest.approx(per_site, abs=1e-9)
+    for k, free_energy in ((0.5, -2.0515856253898352), (0.4, -2.1984095519373708)):
+        per_site = log_z_of_torus(tensor(k), 256, 256).item() / 256**2
+        assert -per_site / k == pytest.approx(free_energy, abs=5e-5)  # of two ordered phases
+
+
+def test_an_ordered_torus_has_yangs_magnetisation():
+    """(1 - sinh(2 K)^-4)^(1/8) at T = 2 (Yang, 1952), where domains are a few sites wide."""
+    kernel = SwendsenWang()
+    potential = Potential.of(ebm.Boltzmann(Ising((64, 64), 0.5)))
+    state, generator = kernel.init(potential, torch.ones(12, 64**2)), torch.Generator()
+    generator.manual_seed(3)
+    found = []
+    for step in range(60):
+        state, _ = kernel.step(potential, state, kernel.noise(state, generator))
+        if step >= 10:
+            found.append(state.z.mean(-1).abs())
+    assert_chain_mean(torch.stack(found, 1), 0.911319377877496)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 3), (3, 4)])
@@ -125,12 +174,30 @@ def test_a_ring_and_a_chain_have_their_closed_forms(size, k):
     assert chain.has_log_z
 
 
-def test_a_ring_has_the_reference_correlation():
-    """Of neighbours, N = 16 and K = 0.3, by the transfer matrix."""
-    ring = Ising((16,), nn.Parameter(tensor(0.3)))
+RINGS = {
+    (4, 0.3): (2.9571277285336004, 0.3137745644616407),
+    (4, 0.5): (3.297642004809911, 0.5363436039908245),
+    (4, 1.0): (4.79771374748815, 0.900412681424898),
+    (8, 0.3): (5.899955467532726, 0.2914755340221246),
+    (8, 0.5): (6.508171117277646, 0.4656492509823606),
+    (8, 1.0): (9.122649352006219, 0.8176628754344892),
+    (16, 0.3): (11.799807210464149, 0.29131262090195487),
+    (16, 0.5): (13.012191325754054, 0.46212451847298075),
+    (16, 1.0): (18.043577653163656, 0.7685692241726801),
+    (64, 0.3): (47.19922883109668, 0.2913126124515909),
+    (64, 0.5): (52.04874800116626, 0.46211715726000974),
+    (64, 1.0): (72.12339273368484, 0.7615941708086126),
+}
+"""log Z and the correlation of neighbours, by the transfer matrix."""
+
+
+@pytest.mark.parametrize(("size", "k"), RINGS)
+def test_a_ring_has_the_reference_values(size, k):
+    ring = Ising((size,), nn.Parameter(tensor(k)))
     (bonds,) = torch.autograd.grad(ring.log_z(), ring.coupling)
-    assert ring.log_z().item() == pytest.approx(11.799807210464149, abs=1e-12)
-    assert bonds.item() / 16 == pytest.approx(0.29131262090195487, abs=1e-12)
+    log_z, correlation = RINGS[size, k]
+    assert ring.log_z().item() == pytest.approx(log_z, abs=1e-9)
+    assert bonds.item() / size == pytest.approx(correlation, abs=1e-9)
 
 
 def test_a_strip_is_summed_over_its_width():

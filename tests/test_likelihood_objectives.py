@@ -264,7 +264,15 @@ def test_maximum_likelihood_loss_is_the_negative_log_likelihood_under_svi():
 
 # Two modes 20 apart, started even, with a target of 0.8: the gradient flow by its closed law
 # |s - q| / (s^(1-q) (1-s)^q) = C exp(-q (1-q) t) with s = sigmoid(-theta).
-ML_FLOW = {1: -0.2655382772329184, 2: -0.47329174570157767, 5: -0.8732856095313056}
+# By time, theta and the weight of the second mode.
+ML_FLOW = {
+    1: (-0.2655382772329184, 0.5659972323589622),
+    2: (-0.47329174570157767, 0.6161625719440758),
+    5: (-0.8732856095313056, 0.7054289047804224),
+    10: (-1.173735737665213, 0.7638196039381877),
+    20: (-1.345460454684873, 0.7933864771057071),
+    40: (-1.3846492210855719, 0.7997366476784714),
+}
 
 
 def population(a, b, weight):
@@ -286,14 +294,42 @@ def test_maximum_likelihood_follows_the_closed_law_of_two_modes():
         return torch.autograd.grad(value, energy.theta)[0].item()
 
     theta, dt = 0.0, 0.5
-    for step in range(10):  # the classical Runge-Kutta rule
+    for step in range(80):  # the classical Runge-Kutta rule
         k1 = velocity(theta)
         k2 = velocity(theta + dt / 2 * k1)
         k3 = velocity(theta + dt / 2 * k2)
         k4 = velocity(theta + dt * k3)
         theta += dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         if (step + 1) * dt in ML_FLOW:
-            assert theta == pytest.approx(ML_FLOW[(step + 1) * dt], abs=1e-6)
+            energy.theta.data.fill_(theta)
+            found = (theta, energy.weight.item())
+            assert found == pytest.approx(ML_FLOW[(step + 1) * dt], abs=1e-6)
+
+
+# n times the variance of theta by maximum likelihood, of modes so far apart, with a target of 0.8.
+ML_VARIANCES = {
+    1: 40.378001426423296,
+    2: 12.753036508461337,
+    3: 8.137506036220607,
+    4: 6.810487049420514,
+    6: 6.28189618454214,
+    8: 6.250757363151319,
+}
+
+
+@pytest.mark.parametrize("separation", ML_VARIANCES)
+def test_maximum_likelihood_bends_by_the_fisher_information(separation):
+    """The slope of the mean gradient at the truth, by a central difference."""
+    truth, a, b, step = -math.log(4.0), -separation / 2, separation / 2, 1e-3
+    x, weights = population(a, b, 0.8)
+    slopes = []
+    for theta in (truth - step, truth + step):
+        energy = TwoModes(nn.Parameter(tensor(theta)), a, b)
+        p = ebm.Boltzmann(lambda x, energy=energy: energy(x), event_shape=())
+        value = (weights * MaximumLikelihood().surrogate(p, x)).sum()
+        slopes.append(gradient(value, energy.theta).item())
+    information = (slopes[0] - slopes[1]) / (2 * step)
+    assert 1 / information == pytest.approx(ML_VARIANCES[separation], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ TWO_MODES = {
     4: (0.0608887924087157, 54.72299319335619),
     6: (0.007942644534036376, 723.6101161974327),
     8: (0.000326767340771527, 28196.542349633055),
+    10: (4.584310735328924e-06, None),
+    20: (4.811890693996397e-22, None),
 }
 
 
@@ -124,7 +126,7 @@ def test_loses_sight_of_the_weights_of_distant_modes(separation):
             -0.5 * (x + separation / 2) ** 2,
             -theta - 0.5 * (x - separation / 2).square(),
         )
-        return -torch.logaddexp(first, second)
+        return nn.functional.logsigmoid(first - second) - first
 
     weights = (-energy(x).detach()).softmax(0)
     value = -ScoreMatching().surrogate(ebm.Boltzmann(energy, event_shape=()), x)
@@ -133,9 +135,10 @@ def test_loses_sight_of_the_weights_of_distant_modes(separation):
     curvature = (weights * bend).sum()
     expected, variance = TWO_MODES[separation]
     assert abs((weights * slope).sum()) < 1e-9
-    assert 2 * curvature.item() == pytest.approx(expected, rel=1e-6)
-    sandwich = (weights * slope.square()).sum() / curvature**2
-    assert sandwich.item() == pytest.approx(variance, rel=1e-6)
+    assert 2 * curvature.item() == pytest.approx(expected, rel=1e-6, abs=0)
+    if variance is not None:
+        sandwich = (weights * slope.square()).sum() / curvature**2
+        assert sandwich.item() == pytest.approx(variance, rel=1e-6)
 
 
 PROJECTIONS = ["rademacher", "gaussian", "sphere"]
