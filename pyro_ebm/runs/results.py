@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Results"]
+__all__ = ["Results", "tell_kept"]
+
+import warnings
+from typing import Any
 
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import select_samples
@@ -11,7 +14,11 @@ from torch import Tensor
 from ..diagnostics import bulk_ess, nested_r_hat, split_r_hat
 from ..printing import summary_table
 from ..ranks.group import rank
+from .checkpoint import Checkpoints
 from .draws import Draws
+
+MADE_ANEW = ("potential", "generator", "_runner", "_signals")
+"""What of a run is no result, and mostly cannot be pickled."""
 
 
 class Results(AbstractMCMC):
@@ -21,6 +28,17 @@ class Results(AbstractMCMC):
     rejoined: Tensor
     _draws: Draws | None = None
     _warmup: Draws
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns all but what a run makes anew: its potential, its compiled code, its noise."""
+        state = {name: value for name, value in vars(self).items() if name not in MADE_ANEW}
+        # Pickled, the inverse of a bijection has forgotten what it is the inverse of.
+        bijections = {name: inverse.inv for name, inverse in (self.transforms or {}).items()}
+        return {**state, "transforms": bijections}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        transforms = {name: bijection.inv for name, bijection in state["transforms"].items()}
+        vars(self).update(state, transforms=transforms or None, _runner=None)
 
     @property
     def draws(self) -> Draws:
@@ -115,3 +133,22 @@ class Results(AbstractMCMC):
         print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
         if num_rejoined := int(self.rejoined.sum()):
             print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
+
+
+def tell_kept(error: Exception, stage: str, draws: Draws, checkpoints: Checkpoints | None) -> None:
+    """Notes on an error what a run had made before; a warning says it where Python has no notes.
+
+    Args:
+        error: The error.
+        stage: Where it was raised, ``"warmup"`` or ``"sample"``.
+        draws: What was kept of this stage.
+        checkpoints: What the run goes on from, if anything.
+    """
+    of, where = ("draws", "get_samples") if stage == "sample" else ("warmup steps", "get_warmup")
+    note = f"{draws.count} of {draws.num_draws} {of} were made before, and are kept: {where}()"
+    if checkpoints is not None:
+        note += f"; run() goes on from step {checkpoints.step}"
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        warnings.warn(note, stacklevel=8)
