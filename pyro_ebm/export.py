@@ -67,9 +67,9 @@ def to_arviz(
     Raises:
         ImportError: If ArviZ is not installed.
         ValueError: If the log-likelihood of an unnormalised site is asked for, or of one that
-            depends on a latent which was summed out, or there is none to give; if the draws of
-            some site were not saved; if ``dims`` names no site, or more dimensions than it has, or
-            ``coords`` no dimension.
+            depends on a latent which was summed out, or there is none to give; if there are no
+            draws, or those of some site were not saved; if ``dims`` names no site, or more
+            dimensions than it has, or ``coords`` no dimension.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -86,11 +86,6 @@ def to_arviz(
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: pip install 'pyro_ebm[arviz]'") from error
 
-    if isinstance(mcmc, MCMC) and (lost := set(mcmc.draws.dims) - set(mcmc.draws.values())):
-        raise ValueError(
-            f"the draws of {sorted(lost)} were not saved, and without them nothing else of the "
-            "model can be told: run with save=None, or read mcmc.draws"
-        )
     groups = _draws_of_ours(mcmc, save_warmup) if isinstance(mcmc, MCMC) else _draws_of_pyros(mcmc)
     dims, coords = dims or {}, coords or {}
     named = {**_plates_of_sites(mcmc), **dims}
@@ -138,6 +133,13 @@ def _check_dims(dims: Mapping[str, Sequence[str]], sites: set[str], groups: Grou
 
 
 def _draws_of_ours(mcmc: MCMC, save_warmup: bool) -> Groups:
+    if not mcmc.num_draws:
+        raise ValueError("there are no draws: the run ended before the first")
+    if lost := set(mcmc.draws.dims) - set(mcmc.draws.values()):
+        raise ValueError(
+            f"the draws of {sorted(lost)} were not saved, and without them nothing else of the "
+            "model can be told: run with save=None, or read mcmc.draws"
+        )
     groups: Groups = {
         "posterior": dict(mcmc.get_samples(group_by_chain=True)),
         "sample_stats": mcmc.sample_stats,

@@ -97,6 +97,9 @@ def test_an_error_in_warmup_leaves_the_steps_of_warmup():
     assert torch.equal(mcmc.get_warmup()["x"], whole().get_warmup()["x"][:, :6])
     assert mcmc.num_draws == 0
     assert mcmc.warmup_time > 0
+    for read in (ebm.to_arviz, ebm.MCMC.summary):
+        with pytest.raises(ValueError, match="no draws: the run ended before the first"):
+            read(mcmc)
 
 
 def test_what_a_pyro_model_drew_stays_too_where_chains_do_not_wait_for_one_another():

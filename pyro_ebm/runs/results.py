@@ -7,12 +7,13 @@ __all__ = ["Results", "tell_kept"]
 import warnings
 from typing import Any
 
+import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
 from ..diagnostics import bulk_ess, nested_r_hat, split_r_hat
-from ..printing import summary_table
+from ..printing import advice, summary_table
 from ..ranks.group import rank
 from .checkpoint import Checkpoints
 from .draws import Draws
@@ -120,19 +121,34 @@ class Results(AbstractMCMC):
     def summary(self, prob: float = 0.9) -> None:
         """Prints mean, spread, quantiles, effective sample size and R-hat of every coordinate.
 
-        Of several ranks the first one prints.
+        Where steps diverged, or R-hat is above 1.1, it says what that means and what to try. Of
+        several ranks the first one prints.
 
         Args:
             prob: The probability within the printed equal-tailed interval.
+
+        Raises:
+            ValueError: If there are no draws.
         """
         if rank() > 0:
             return
+        if not self.num_draws:
+            raise ValueError("there are no draws: the run ended before the first")
         samples = {name: draws for name, draws in self.get_samples().items() if draws.numel()}
-        print(summary_table(samples, self.diagnostics(), prob))  # noqa: T201
-        num_divergences = int(self.draws.totals()["diverging"].sum())
-        print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
+        checks, totals = self.diagnostics(), self.draws.totals()
+        num_divergences = int(totals["diverging"].sum())
+        lines = [summary_table(samples, checks, prob), ""]
+        lines.append(f"Number of divergences: {num_divergences}")
         if num_rejoined := int(self.rejoined.sum()):
-            print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
+            lines.append(f"Chains lost in warmup that rejoined the others: {num_rejoined}")
+        r_hats = [check["r_hat"].flatten() for check in checks.values() if "r_hat" in check]
+        worst = torch.cat(r_hats).nan_to_num().max().item() if r_hats else 0.0
+        num_steps = None
+        if "n_steps" in totals:
+            num_steps = totals["n_steps"].double().mean().item() / self.draws.num_steps
+        is_model = self.kernel.model is not None
+        lines += advice(num_divergences, worst, num_steps, is_model=is_model)
+        print(*lines, sep="\n")  # noqa: T201
 
 
 def tell_kept(error: Exception, stage: str, draws: Draws, checkpoints: Checkpoints | None) -> None:
