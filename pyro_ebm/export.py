@@ -20,6 +20,7 @@ from torch import Tensor
 from .distributions import Boltzmann, base_distribution
 from .latents import subsampled_plates
 from .mcmc import MCMC
+from .runs.turns import in_turn
 from .validation import unvalidated
 from .version import __version__
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Groups = dict[str, dict[str, Tensor]]
 
 
+@in_turn
 def to_arviz(
     mcmc: AbstractMCMC,
     *,
@@ -65,8 +67,9 @@ def to_arviz(
     Raises:
         ImportError: If ArviZ is not installed.
         ValueError: If the log-likelihood of an unnormalised site is asked for, or of one that
-            depends on a latent which was summed out, or there is none to give; or if the draws of
-            some site were not saved.
+            depends on a latent which was summed out, or there is none to give; if there are no
+            draws, or those of some site were not saved; if ``dims`` names no site, or more
+            dimensions than it has, or ``coords`` no dimension.
 
     Example:
         >>> import pyro_ebm as ebm
@@ -83,13 +86,10 @@ def to_arviz(
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: pip install 'pyro_ebm[arviz]'") from error
 
-    if isinstance(mcmc, MCMC) and (lost := set(mcmc.draws.dims) - set(mcmc.draws.values())):
-        raise ValueError(
-            f"the draws of {sorted(lost)} were not saved, and without them nothing else of the "
-            "model can be told: run with save=None, or read mcmc.draws"
-        )
     groups = _draws_of_ours(mcmc, save_warmup) if isinstance(mcmc, MCMC) else _draws_of_pyros(mcmc)
-    named = {**_plates_of_sites(mcmc), **(dims or {})}
+    dims, coords = dims or {}, coords or {}
+    named = {**_plates_of_sites(mcmc), **dims}
+    sites = set(groups["posterior"])
     if mcmc.kernel.model is not None:
         replay = _Replay(mcmc, groups["posterior"])
         groups["posterior"].update(replay.deterministic())
@@ -97,22 +97,49 @@ def to_arviz(
         if log_likelihood:
             groups["log_likelihood"] = replay.log_likelihood(log_likelihood)
         named = {**replay.plates(), **named}
+        sites |= set(groups["posterior"]) | set(replay.names())
     elif log_likelihood:
         raise ValueError(
             "log_likelihood needs a Pyro model with an observed site; this target has none"
         )
+    _check_dims(dims, sites, groups)
     attrs = _attributes(mcmc)
     datasets = {
-        group: _dataset(xarray, group, variables, named, coords or {}, attrs)
+        group: _dataset(xarray, group, variables, named, coords, attrs)
         for group, variables in groups.items()
         if variables
     }
+    there = {str(d) for found in datasets.values() for d in found.dims}.union(*named.values())
+    if unknown := sorted(set(coords) - there):
+        raise ValueError(
+            f"coords names no dimension: {unknown}; the dimensions are {sorted(there)}"
+        )
     if int(arviz.__version__.split(".")[0]) >= 1:
         return xarray.DataTree.from_dict(datasets)
     return arviz.InferenceData(**datasets)
 
 
+def _check_dims(dims: Mapping[str, Sequence[str]], sites: set[str], groups: Groups) -> None:
+    if unknown := sorted(set(dims) - sites):
+        raise ValueError(f"dims names no site: {unknown}; the sites are {sorted(sites)}")
+    shapes = {name: values.shape for name, values in groups.get("observed_data", {}).items()}
+    shapes |= {name: draws.shape[2:] for name, draws in groups["posterior"].items()}
+    for name in sorted(dims.keys() & shapes.keys()):
+        if len(dims[name]) > len(shapes[name]):
+            raise ValueError(
+                f"dims of '{name}' must be at most {len(shapes[name])}, one for each dimension of "
+                f"its shape {tuple(shapes[name])}, got {list(dims[name])}"
+            )
+
+
 def _draws_of_ours(mcmc: MCMC, save_warmup: bool) -> Groups:
+    if not mcmc.num_draws:
+        raise ValueError("there are no draws: the run ended before the first")
+    if lost := set(mcmc.draws.dims) - set(mcmc.draws.values()):
+        raise ValueError(
+            f"the draws of {sorted(lost)} were not saved, and without them nothing else of the "
+            "model can be told: run with save=None, or read mcmc.draws"
+        )
     groups: Groups = {
         "posterior": dict(mcmc.get_samples(group_by_chain=True)),
         "sample_stats": mcmc.sample_stats,
@@ -156,6 +183,10 @@ class _Replay:
         if sum_from is not None:
             model = poutine.enum(config_enumerate(model), first_available_dim=sum_from)
         return poutine.trace(model).get_trace(*self.mcmc._args, **self.mcmc._kwargs)
+
+    def names(self) -> list[str]:
+        """The sites of the model, whether or not there is something of them to export."""
+        return [name for name, site in self.sites.items() if site["type"] == "sample"]
 
     def _latents(self) -> list[str]:
         return [
@@ -209,7 +240,7 @@ class _Replay:
             warnings.warn(
                 f"the deterministic sites {lost} are not exported: they depend on a latent of "
                 f"{self.summed}, which were summed out and have no draws",
-                stacklevel=4,
+                stacklevel=5,
             )
         names = [name for name in names if name not in self.beneath]
         return self._over_draws(lambda t: {n: t.nodes[n]["value"] for n in names}) if names else {}
@@ -273,8 +304,8 @@ def _plates_of_sites(mcmc: AbstractMCMC) -> dict[str, list[str]]:
     if not isinstance(mcmc, MCMC):
         return {}
     return {
-        site.name: [dim or f"{site.name}_dim_{i}" for i, dim in enumerate(site.dims)]
-        for site in mcmc.potential.sites
+        name: [dim or f"{name}_dim_{i}" for i, dim in enumerate(dims)]
+        for name, dims in mcmc.draws.dims.items()
     }
 
 

@@ -9,12 +9,11 @@ import functools
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -39,10 +38,11 @@ from .runs.checkpoint import (
     set_random_state,
 )
 from .runs.draws import Draws, refuse_draws
-from .runs.fingerprint import of_run, same_run, same_target
-from .runs.results import Results
-from .runs.sharding import own_chains, parts_of_all_ranks, take_own, widest
+from .runs.fingerprint import SETTINGS, of_run, same_run, same_target
+from .runs.results import Results, tell_kept
+from .runs.sharding import own_chains, parts_of_all_ranks, take_own, two_states, widest
 from .runs.signals import Signals
+from .runs.turns import in_turn
 from .starting import check_rows
 
 HANDED_OVER_STEPS = 64
@@ -164,12 +164,13 @@ class MCMC(Results):
         self.warmup_time = 0.0
         self.sampling_time = 0.0
 
-    @poutine.block
+    @in_turn
     def run(self, *args: object, **kwargs: object) -> None:
         """Draws the samples; with a ``checkpoint``, those that are left to draw.
 
         Ctrl-C and SIGTERM then wait for the end of a block of steps, at which it is written; a
-        second one does not wait.
+        second one does not wait. Runs of several threads take turns, and no thread may use Pyro
+        otherwise while another one runs: to run at the same time takes processes.
 
         Args:
             args: What the model takes.
@@ -181,6 +182,7 @@ class MCMC(Results):
             RuntimeError: If another process runs in ``checkpoint``, or another rank has ended.
             SystemExit: After SIGTERM with a ``checkpoint``: status 143.
             OSError: If the disk is full; it says what was kept.
+            Exception: What the target raises, with a note of what was drawn before, which is kept.
         """
         self._args, self._kwargs = args, kwargs
         found, self._loaded = self._loaded, None
@@ -217,13 +219,15 @@ class MCMC(Results):
             set_random_state(at_first)
             self.potential = self.kernel.bind(self._args, self._kwargs, self.initial_params)
             self.transforms = {site.name: site.bijection.inv for site in self.potential.sites}
-            self._fingerprint = self._what_it_is()
+            settings = {name: getattr(self, name) for name in SETTINGS}
+            self._fingerprint = of_run(self.kernel, self.potential, **settings)
             if found:
                 same_run(parts[0]["fingerprint"], self._fingerprint)
             start = self._start()
             first = self.kernel.init(self.potential, chains_innermost(start[self._own]))
             if found:
-                found = take_own(found, self._own, functools.partial(self._two_states, start))
+                two = functools.partial(two_states, self.kernel, self.potential, start)
+                found = take_own(found, self._own, two)
                 same_target(found["at_first"]["potential"], first.potential)
         except Exception:
             set_random_state(random)
@@ -233,22 +237,6 @@ class MCMC(Results):
         with own_stream():
             self.generator = seeded_generator(first.z.device)
         return first, found
-
-    def _two_states(self, start: Tensor, stepped: bool) -> list[State]:
-        """Makes states of one chain and of two."""
-        states, generator = [], torch.Generator(start.device)
-        for num_chains in (1, 2):
-            state = self.kernel.init(self.potential, start[:num_chains])
-            if stepped:
-                noise = self.kernel.noise(state, generator)
-                state, _ = self.kernel.step(self.potential, state, noise)
-            states.append(state)
-        return states
-
-    def _what_it_is(self) -> dict[str, Any]:
-        names = ("num_samples", "warmup_steps", "num_chains", "num_superchains", "thin", "save")
-        settings = {name: getattr(self, name) for name in (*names, "compile")}
-        return of_run(self.kernel, self.potential, **settings)
 
     @property
     def _num_steps(self) -> int:
@@ -381,15 +369,16 @@ class MCMC(Results):
         try:
             z = widest(self.state.z, self.num_chains, self.num_superchains)
             for length in blocks(z, num_steps, done):
-                for state, history in self._runner.block(
-                    self.state, length, self.generator, adaptation
-                ):
-                    self.state = state
-                    waiting.append(history)
-                    if sum(len(h.z) for h in waiting) >= at_once:
-                        self._hand_over(draws, waiting)
-                    progress.set_postfix_str(self._runner.rung.name, refresh=False)
-                    progress.update(len(history.z))
+                with self._keeping(draws, stage, waiting):
+                    for state, history in self._runner.block(
+                        self.state, length, self.generator, adaptation
+                    ):
+                        self.state = state
+                        waiting.append(history)
+                        if sum(len(h.z) for h in waiting) >= at_once:
+                            self._hand_over(draws, waiting)
+                        progress.set_postfix_str(self._runner.rung.name, refresh=False)
+                        progress.update(len(history.z))
                 self._step += length
                 self._end_block(draws, adaptation, waiting)
         except KeyboardInterrupt:
@@ -400,11 +389,27 @@ class MCMC(Results):
                 raise KeyboardInterrupt
             warnings.warn(
                 f"interrupted after {draws.count} of {draws.num_draws} draws: they are kept",
-                stacklevel=4,
+                stacklevel=5,
             )
         elif adaptation is None:
             self._keep(None, [], finished=True)
             self._save()
+
+    @contextlib.contextmanager
+    def _keeping(self, draws: Draws, stage: str, waiting: list[History]) -> Iterator[None]:
+        """Keeps all steps made before an error, which goes up as it is, with a note of that."""
+        try:
+            yield
+        except Exception as error:
+            spent = time.perf_counter() - self._began
+            self.warmup_time = self.warmup_time if draws is self._draws else spent
+            self.sampling_time = spent - self.warmup_time
+            with contextlib.suppress(Exception):  # the first error is the one to tell of
+                self._hand_over(draws, waiting)
+                if num_ranks() == 1 and self._checkpoints is not None:
+                    self._save(due=self._checkpoints.step != self._step)
+            tell_kept(error, stage, draws, self._checkpoints)
+            raise
 
     def _end_block(
         self, draws: Draws, adaptation: Adaptation | None, waiting: list[History]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["summary_table"]
+__all__ = ["advice", "summary_table"]
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BAD_R_HAT = 1.1
+"""Above it chains have hardly met; below 1.01 all is well."""
+
+MANY_STEPS = 100
+"""More leapfrog steps than a target takes whose coordinates are of one scale everywhere."""
 
 
 def summary_table(
@@ -40,6 +46,50 @@ def summary_table(
     return "\n".join(
         "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
     )
+
+
+def advice(
+    num_divergences: int, r_hat: float, num_steps: float | None, *, is_model: bool
+) -> list[str]:
+    """Says what is wrong with a run, if something is, and what to do about it.
+
+    Args:
+        num_divergences: The number of its divergent steps.
+        r_hat: Its largest R-hat.
+        num_steps: The mean number of leapfrog steps of a trajectory, if it has any.
+        is_model: Whether the target is a Pyro model.
+
+    Example:
+        >>> for line in advice(0, 1.27, 535.0, is_model=True):
+        ...     print(line)
+        R-hat is up to 1.27: the chains have not mixed, and this is no sample of the target yet.
+        Trajectories take 535 leapfrog steps on average: the target is as narrow in one place...
+        If the scale of a latent is a latent itself, the target is a funnel, which no step...
+        >>> advice(0, 1.01, 535.0, is_model=True)
+        []
+    """
+    lines = []
+    if num_divergences:
+        lines.append(
+            "Where steps diverge the target is too narrow for them, and draws are missing there: "
+            "raise target_accept_prob, or take other coordinates."
+        )
+    if r_hat > BAD_R_HAT:
+        lines.append(
+            f"R-hat is up to {r_hat:.2f}: the chains have not mixed, and this is no sample of the "
+            "target yet."
+        )
+    if lines and num_steps is not None and num_steps > MANY_STEPS:
+        lines.append(
+            f"Trajectories take {num_steps:.0f} leapfrog steps on average: the target is as "
+            "narrow in one place as it is wide in another."
+        )
+    if lines and is_model:
+        lines.append(
+            "If the scale of a latent is a latent itself, the target is a funnel, which no step "
+            "size fits: write it non-centred, as pyro.infer.reparam.LocScaleReparam(0.0) does."
+        )
+    return lines
 
 
 def _label(name: str, shape: torch.Size, flat_index: int) -> str:

@@ -179,6 +179,61 @@ def test_a_boltzmann_target_has_no_model_to_replay():
         ebm.to_arviz(mcmc, log_likelihood=True)
 
 
+@pytest.mark.parametrize("driver", ["ours", "pyros"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"dims": {"efect": ["school"], "shift": ["groups", "axis"]}},
+            r"dims names no site: \['efect'\]; the sites are \['double', 'effect', .* 'y'\]",
+        ),
+        (
+            {"coords": {"school": "abc", "axis": [0, 1]}, "dims": {"shift": ["groups", "axis"]}},
+            r"coords names no dimension: \['school'\]; the dimensions are "
+            r"\['axis', 'chain', 'draw', 'groups'",
+        ),
+        (
+            {"dims": {"effect": ["groups", "axis"]}},
+            r"dims of 'effect' must be at most 1, .* shape \(3,\), got \['groups', 'axis'\]",
+        ),
+    ],
+)
+def test_refuses_names_of_nothing(given, message, driver):
+    mcmc = run()
+    if driver == "pyros":
+        mcmc = PyroMCMC(MALA(model), num_samples=2, warmup_steps=1, disable_progbar=True)
+        mcmc.run(Y)
+    with pytest.raises(ValueError, match=message):
+        ebm.to_arviz(mcmc, **given)
+
+
+def test_labels_are_those_given_for_plates_chains_and_names_of_ones_own():
+    idata = ebm.to_arviz(
+        run(),
+        dims={"shift": ["school", "axis"], "y": ["school"]},
+        coords={"groups": list("abc"), "school": list("xyz"), "axis": [7, 8], "chain": range(4)},
+        log_likelihood=True,
+    )
+    posterior = dataset(idata, "posterior")
+    assert posterior["effect"]["groups"].values.tolist() == list("abc")
+    assert posterior["shift"].dims == ("chain", "draw", "school", "axis")
+    assert posterior["shift"]["axis"].values.tolist() == [7, 8]
+    for group in ("observed_data", "log_likelihood"):
+        assert dataset(idata, group)["y"]["school"].values.tolist() == list("xyz")
+
+
+def test_names_may_be_of_sites_that_have_nothing_to_export():
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample_size=4) as rows:
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.arange(20.0)[rows])
+
+    mcmc = ebm.MCMC(ebm.kernels.SGLD(model, step_size=0.01), 5, 5, disable_progbar=True)
+    mcmc.run()
+    idata = ebm.to_arviz(mcmc, dims={"y": ["data"]}, coords={"data": range(20)})
+    assert dataset(idata, "posterior")["loc"].dims == ("chain", "draw")
+
+
 def test_stock_pyro_runs_are_exported_with_divergences_where_they_happened():
     mcmc = PyroMCMC(NUTS(model), num_samples=6, warmup_steps=4, disable_progbar=True)
     mcmc.run(Y)

@@ -10,6 +10,7 @@ import torch
 from cases import FAR_SIGHTED, KERNELS, SKEWED, SKEWED_BY_KERNEL, UNADJUSTED
 from laws import assert_chain_mean, assert_close
 from pyro.infer import MCMC as PyroMCMC
+from pyro.infer.reparam import LocScaleReparam
 from torch import tensor
 from torch.distributions import constraints
 
@@ -293,6 +294,30 @@ def test_summary_prints_a_row_for_each_coordinate(capsys):
     printed = capsys.readouterr().out
     for row in ("effect[0]", "effect[2]", "loc", "scale", "n_eff", "r_hat", "divergences: "):
         assert row in printed
+
+
+def centred_funnel():
+    x0 = pyro.sample("x0", dist.Normal(0.0, 3.0))
+    with pyro.plate("plate", 9):
+        pyro.sample("x", dist.Normal(0.0, (x0 / 2).exp()))
+
+
+def test_summary_tells_of_a_funnel_and_its_advice_is_the_way_out(capsys):
+    mcmc = quiet(ChEES(centred_funnel, max_steps=30), 20, 90, num_chains=16)
+    mcmc.run()
+    mcmc.summary()
+    told = capsys.readouterr().out
+    assert "the chains have not mixed" in told
+    assert "non-centred, as pyro.infer.reparam.LocScaleReparam(0.0)" in told
+
+    way_out = pyro.poutine.reparam(centred_funnel, config={"x": LocScaleReparam(0.0)})
+    mcmc = quiet(way_out, 60, 60, num_chains=64)
+    mcmc.run()
+    mcmc.summary()
+    assert capsys.readouterr().out.endswith("\nNumber of divergences: 0\n")
+    draws = mcmc.get_samples(group_by_chain=True)["x0"]
+    assert_chain_mean(draws, tensor(0.0))
+    assert_chain_mean(draws.square(), tensor(9.0))
 
 
 def test_shows_progress_unless_told_not_to(capsys):

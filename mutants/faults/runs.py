@@ -4,6 +4,56 @@ from mutants.fault import group
 
 FAULTS = [
     *group(
+        "mcmc.py",
+        "test_broken_off.py",
+        (
+            "error in a run: the steps of its block are lost",
+            "with contextlib.suppress(Exception):  # the first error is the one to tell of\n"
+            "                self._hand_over(draws, waiting)",
+            "with contextlib.suppress(Exception):",
+            "test_broken_off.py -k readable",
+        ),
+        (
+            "error in a run: no checkpoint is written",
+            "self._save(due=self._checkpoints.step != self._step)",
+            "pass",
+            "test_broken_off.py -k checkpoint",
+        ),
+        (
+            "error in a run: one of the disk hides it",
+            "with contextlib.suppress(Exception):  # the first error",
+            "with contextlib.nullcontext():  # the first error",
+            "test_broken_off.py -k disk",
+        ),
+    ),
+    *group(
+        "runs/results.py",
+        "test_passed_on.py -k transforms",
+        (
+            "pickle: inverses forget what they invert",
+            "{name: inverse.inv for name, inverse in (self.transforms or {}).items()}",
+            "dict(self.transforms or {})",
+        ),
+    ),
+    *group(
+        "runs/arrays.py",
+        "test_passed_on.py -k once",
+        (
+            "pickle: draws are in it twice",
+            "rows[:count] if count < len(rows) else rows",
+            "rows[:count]",
+        ),
+    ),
+    *group(
+        "runs/turns.py",
+        "test_passed_on.py -k turns",
+        (
+            "threads: each takes its own turn",
+            "_turns.setdefault(os.getpid(), threading.RLock())",
+            "threading.RLock()",
+        ),
+    ),
+    *group(
         "objectives/records.py",
         "test_records.py",
         (

@@ -82,7 +82,9 @@ class ChEES(Kernel):
     on the harmonic mean of the acceptance, that of the chains that reject most; the mean is
     higher. The gradient of few chains is noisy: with 4 a length is mostly right within a factor
     of 2, and was 4 times too long on the narrowest ridge of our tests, which costs gradients but
-    biases nothing.
+    biases nothing. In a funnel (a latent scale in its centred form) the criterion has so heavy a
+    tail that the few chains in the mouth decide on it: trajectories grow towards ``max_steps`` and
+    mix no better for it, as nothing does but to write it non-centred.
 
     References:
         | An adaptive MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo

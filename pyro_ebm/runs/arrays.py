@@ -54,7 +54,10 @@ class Arrays:
         """The first rows, or where they are."""
         if self.path is not None:
             return {key: dict(about) for key, about in self.held.items()}
-        return {key: rows[:count] for key, rows in self.held.items()}
+        # All rows are the tensor itself, of which a pickle then holds one copy.
+        return {
+            key: rows[:count] if count < len(rows) else rows for key, rows in self.held.items()
+        }
 
     def take_up(self, arrays: dict[str, Any]) -> None:
         """Goes on with what there was, in files with room for more rows if there are to be more.

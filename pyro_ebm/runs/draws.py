@@ -169,6 +169,10 @@ class Draws:
         draws._potential = None
         return draws
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what it takes to read them, as :meth:`open` does."""
+        return {**vars(self), "_potential": None}
+
     def of_all_ranks(self) -> Draws:
         """Returns those of all ranks, for reading: from the store, or with each a copy of all.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["describe", "of_run", "same_run", "same_target"]
+__all__ = ["SETTINGS", "describe", "of_run", "same_run", "same_target"]
 
 import hashlib
 from collections.abc import Mapping
@@ -16,6 +16,17 @@ from ..kernels.base import Kernel
 from ..kernels.recall import OF_THE_TARGET
 from ..potential import Potential
 from .checkpoint import compare
+
+SETTINGS = (
+    "num_samples",
+    "warmup_steps",
+    "num_chains",
+    "num_superchains",
+    "thin",
+    "save",
+    "compile",
+)
+"""What of a run decides on its draws, beside its kernel and target."""
 
 
 def of_run(kernel: Kernel, potential: Potential, **settings: object) -> dict[str, Any]:

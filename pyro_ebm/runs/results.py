@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["Results"]
+__all__ = ["Results", "tell_kept"]
 
+import warnings
+from typing import Any
+
+import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
 from ..diagnostics import bulk_ess, nested_r_hat, split_r_hat
-from ..printing import summary_table
+from ..printing import advice, summary_table
 from ..ranks.group import rank
+from .checkpoint import Checkpoints
 from .draws import Draws
+
+MADE_ANEW = ("potential", "generator", "_runner", "_signals")
+"""What of a run is no result, and mostly cannot be pickled."""
 
 
 class Results(AbstractMCMC):
@@ -21,6 +29,17 @@ class Results(AbstractMCMC):
     rejoined: Tensor
     _draws: Draws | None = None
     _warmup: Draws
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns all but what a run makes anew: its potential, its compiled code, its noise."""
+        state = {name: value for name, value in vars(self).items() if name not in MADE_ANEW}
+        # Pickled, the inverse of a bijection has forgotten what it is the inverse of.
+        bijections = {name: inverse.inv for name, inverse in (self.transforms or {}).items()}
+        return {**state, "transforms": bijections}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        transforms = {name: bijection.inv for name, bijection in state["transforms"].items()}
+        vars(self).update(state, transforms=transforms or None, _runner=None)
 
     @property
     def draws(self) -> Draws:
@@ -102,16 +121,50 @@ class Results(AbstractMCMC):
     def summary(self, prob: float = 0.9) -> None:
         """Prints mean, spread, quantiles, effective sample size and R-hat of every coordinate.
 
-        Of several ranks the first one prints.
+        Where steps diverged, or R-hat is above 1.1, it says what that means and what to try. Of
+        several ranks the first one prints.
 
         Args:
             prob: The probability within the printed equal-tailed interval.
+
+        Raises:
+            ValueError: If there are no draws.
         """
         if rank() > 0:
             return
+        if not self.num_draws:
+            raise ValueError("there are no draws: the run ended before the first")
         samples = {name: draws for name, draws in self.get_samples().items() if draws.numel()}
-        print(summary_table(samples, self.diagnostics(), prob))  # noqa: T201
-        num_divergences = int(self.draws.totals()["diverging"].sum())
-        print(f"\nNumber of divergences: {num_divergences}")  # noqa: T201
+        checks, totals = self.diagnostics(), self.draws.totals()
+        num_divergences = int(totals["diverging"].sum())
+        lines = [summary_table(samples, checks, prob), ""]
+        lines.append(f"Number of divergences: {num_divergences}")
         if num_rejoined := int(self.rejoined.sum()):
-            print(f"Chains lost in warmup that rejoined the others: {num_rejoined}")  # noqa: T201
+            lines.append(f"Chains lost in warmup that rejoined the others: {num_rejoined}")
+        r_hats = [check["r_hat"].flatten() for check in checks.values() if "r_hat" in check]
+        worst = torch.cat(r_hats).nan_to_num().max().item() if r_hats else 0.0
+        num_steps = None
+        if "n_steps" in totals:
+            num_steps = totals["n_steps"].double().mean().item() / self.draws.num_steps
+        is_model = self.kernel.model is not None
+        lines += advice(num_divergences, worst, num_steps, is_model=is_model)
+        print(*lines, sep="\n")  # noqa: T201
+
+
+def tell_kept(error: Exception, stage: str, draws: Draws, checkpoints: Checkpoints | None) -> None:
+    """Notes on an error what a run had made before; a warning says it where Python has no notes.
+
+    Args:
+        error: The error.
+        stage: Where it was raised, ``"warmup"`` or ``"sample"``.
+        draws: What was kept of this stage.
+        checkpoints: What the run goes on from, if anything.
+    """
+    of, where = ("draws", "get_samples") if stage == "sample" else ("warmup steps", "get_warmup")
+    note = f"{draws.count} of {draws.num_draws} {of} were made before, and are kept: {where}()"
+    if checkpoints is not None:
+        note += f"; run() goes on from step {checkpoints.step}"
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        warnings.warn(note, stacklevel=8)

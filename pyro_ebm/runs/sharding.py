@@ -7,7 +7,14 @@ are those that there were, and noise comes from new streams.
 
 from __future__ import annotations
 
-__all__ = ["own_chains", "parts_of_all_ranks", "put_together", "take_own", "widest"]
+__all__ = [
+    "own_chains",
+    "parts_of_all_ranks",
+    "put_together",
+    "take_own",
+    "two_states",
+    "widest",
+]
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,7 +26,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..kernels.acceleration import History
 from ..kernels.adaptation import Moments
+from ..kernels.base import Kernel
 from ..kernels.length import Spread
+from ..kernels.transition import State
+from ..potential import Potential
 from ..ranks.group import gathered_by_first, new_stream, num_ranks, rank, share
 from .checkpoint import plain, rebuilt
 from .draws import Sums
@@ -87,6 +97,24 @@ def take_own(
     if "parts" not in found and len(found["at_first"]["potential"]) == own.stop - own.start:
         return found
     return _Divider(parts, own).divide(two_states(parts[0]["step"] > 0))
+
+
+def two_states(kernel: Kernel, potential: Potential, start: Tensor, stepped: bool) -> list[State]:
+    """Makes states of one chain and of two.
+
+    Args:
+        kernel: The kernel.
+        potential: Its target.
+        start: Where chains begin, with shape ``(C, D)``.
+        stepped: Whether after a step.
+    """
+    states, generator = [], torch.Generator(start.device)
+    for num_chains in (1, 2):
+        state = kernel.init(potential, start[:num_chains])
+        if stepped:
+            state, _ = kernel.step(potential, state, kernel.noise(state, generator))
+        states.append(state)
+    return states
 
 
 def put_together(parts: Sequence[Tensor], axis: int, copies: int = 1) -> Tensor:
