@@ -246,7 +246,7 @@ def test_each_temperature_has_draws_by_sweeps_of_its_own():
 
 
 def test_a_tempered_rbm_has_draws_of_its_free_energy_over_the_temperature():
-    """Not of the joint energy over it. Seventeen visible units are too many for ``sample`` to list."""
+    """Not of the joint energy over it; of seventeen units, which are too many to list."""
     rbm = RBM(3.0 * torch.ones(17, 1), torch.linspace(-2.0, 0.0, 17) - 1.0, tensor([1.0]))
     temperature = tensor([2.0, 1.0])
     draws = ebm.Boltzmann(rbm, temperature=temperature).sample((1000,))

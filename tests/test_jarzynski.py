@@ -216,6 +216,25 @@ def test_pcd_drives_such_weights_away_at_a_constant_speed():
     assert path[-1] / 20 == pytest.approx(share - 0.8, abs=0.002)
 
 
+@pytest.mark.slow
+def test_pcd_turns_where_the_modes_are_tilted_so_far_that_walkers_cross():
+    """Down to about -144 at a time of 540, by a simulation; then up again, with 94 % in b."""
+    objective = PersistentCD(ULA(step_size=0.05), 4000)
+    objective.chains["x"] = TwoModes(0.0, -10.0, 10.0).sample(4000).unsqueeze(-1)
+    energy, path, x = TwoModes(nn.Parameter(tensor(0.0)), -10.0, 10.0), [], data_of_two_modes(1000)
+    p = ebm.Boltzmann(energy).with_energy(energy)
+    for _ in range(13_000):
+        (slope,) = torch.autograd.grad(objective.surrogate(p, x).mean(), energy.theta)
+        energy.theta.data += 0.05 * slope
+        path.append(energy.theta.item())
+    assert path[8000] / 400 == pytest.approx(-0.3, abs=0.02)
+    lowest = min(range(len(path)), key=path.__getitem__)
+    assert path[lowest] == pytest.approx(-144, abs=8)
+    assert lowest * 0.05 == pytest.approx(540, abs=30)
+    assert path[-1] > path[lowest] + 10
+    assert (objective.chains["x"] > 0).double().mean().item() > 0.9
+
+
 class FarModes(Energy):
     """Two unit Gaussians in 50 dimensions with learnable places on one axis, and weight."""
 

@@ -37,7 +37,8 @@ class Independent(Path):
         return self.locate(torch.randn(num_walkers) / math.sqrt(self.precision))
 
     def move(self, walkers, beta, step_size, num_steps, generator):
-        z = torch.randn(len(walkers.z), generator=generator) / (1 + (self.precision - 1) * beta).sqrt()
+        precision = 1 + (self.precision - 1) * beta
+        z = torch.randn(len(walkers.z), generator=generator) / precision.sqrt()
         return self.locate(z), torch.ones_like(z)
 
     def refitted(self, walkers):

@@ -17,7 +17,8 @@ EPOCHS, BATCH = 300, 128
 
 def held_out(rbm, images):
     with torch.no_grad():
-        return (-rbm(images.test.flatten(1)) - rbm.log_z()).mean().item()
+        test = images.test.flatten(1).to(rbm.visible_bias)
+        return (-rbm(test) - rbm.log_z()).mean().item()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,36 @@ def by_persistent_cd(images):
             svi.step(train[torch.randint(len(train), (BATCH,))])
         optimizer.step()
     return rbm
+
+
+# Of training and of test images, by that optimiser with so many hidden units.
+LIKELIHOODS = {
+    4: (-20.658122133150766, -20.95706959847373),
+    8: (-18.813901865721043, -19.491590886548227),
+    10: (-18.272267883456678, -19.027032918408572),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_hidden", LIKELIHOODS)
+def test_maximum_likelihood_of_digits_has_the_reference_values(num_hidden, images):
+    torch.manual_seed(0)
+    train = images.train.flatten(1).double()
+    rbm = RBM.initial(64, num_hidden, train)
+    optimizer = torch.optim.Adam(rbm.parameters(), lr=0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        (rbm(train).mean() + rbm.log_z()).backward()
+        optimizer.step()
+        schedule.step()
+    found = [-(rbm(train).mean() + rbm.log_z()).item(), held_out(rbm, images)]
+    assert found == pytest.approx(LIKELIHOODS[num_hidden], abs=0.3)
+
+
+def test_a_third_of_the_pixels_of_digits_is_black(images):
+    both = torch.cat([images.train, images.test])
+    assert both.double().mean().item() == pytest.approx(0.3230297022815804, abs=1e-9)
 
 
 @pytest.mark.slow
