@@ -245,7 +245,24 @@ def test_classes_of_ones_own_are_passed_to_load(tmp_path):
             ebm.energies.Classifier((2,), torch.nn.Linear(2, 3)),
             r"its energy.network is of class Linear",
         ),
-        (ebm.energies.Funnel(2), "does not keep its argument num_dims"),
+        (
+            ebm.energies.FromDistribution(torch.distributions.Normal(0.0, 1.0)),
+            r"its energy.distribution is of class Normal",
+        ),
+        (
+            ebm.energies.Without(
+                ebm.energies.Gaussian(torch.zeros(2), 1.0), lambda x: x.square().sum(-1), 3.0
+            ),
+            r"its energy.avoided is a plain callable",
+        ),
+        (
+            ebm.energies.clamp(
+                ebm.energies.Gaussian(torch.zeros(2), 1.0),
+                torch.zeros(2),
+                torch.tensor([True, False]),
+            ),
+            "Clamped does not keep its argument x",
+        ),
     ],
 )
 def test_settings_that_no_file_can_hold_are_refused(energy, message, tmp_path):

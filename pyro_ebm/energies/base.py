@@ -251,18 +251,21 @@ class Mixture(Energy):
     """
 
     def __init__(
-        self, energies: Sequence[Energy], weights: Tensor, log_z: Sequence[float | Tensor] | None
+        self,
+        energies: Sequence[Energy],
+        weights: Tensor,
+        given_log_z: Sequence[float | Tensor] | None,
     ) -> None:
         known = _agreeing(energies)
         super().__init__(known.event_shape, known.support)
         self.energies = nn.ModuleList(energies)
         self.constant("weights", weights)
-        self._given_log_z = log_z
+        self.given_log_z = given_log_z
 
     @property
     def has_log_z(self) -> bool:
         """Whether the mixture is normalised: every part knew its own log Z."""
-        return self._given_log_z is None
+        return self.given_log_z is None
 
     @property
     def has_sample(self) -> bool:
@@ -270,7 +273,7 @@ class Mixture(Energy):
         return self.has_log_z and all(energy.has_sample for energy in self.energies)
 
     def _log_z_of_parts(self) -> Tensor:
-        given = self._given_log_z
+        given = self.given_log_z
         parts = [energy.log_z() for energy in self.energies] if given is None else given
         return torch.stack([torch.as_tensor(part).to(self.weights) for part in parts])
 

@@ -67,6 +67,7 @@ class BoltzmannMachine(DiscreteEnergy):
         if site not in (constraints.boolean, spins):
             raise ValueError(f"site must be constraints.boolean or energies.spins, got {site}")
         super().__init__(bias.shape, constraints.independent(site, 1))
+        self.site = site
         self.constant("weights", weights)
         self.constant("bias", bias)
 

@@ -226,6 +226,7 @@ class Funnel(Energy):
         check_count("num_dims", num_dims, least=2)
         check_positive("scale", scale)
         super().__init__((num_dims,))
+        self.num_dims = num_dims
         self.constant("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102

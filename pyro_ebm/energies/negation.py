@@ -57,10 +57,10 @@ class Without(Energy):
             check_positive(name, value)
         both = Sum([energy, avoided])
         super().__init__(both.event_shape, both.support)
-        self.wanted, self.avoided = both.terms
+        self.energy, self.avoided = both.terms
         self.ceiling = ceiling
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         height = self.ceiling - softplus(self.ceiling - self.avoided(x))
-        return self.wanted(x) - self.weight * height
+        return self.energy(x) - self.weight * height

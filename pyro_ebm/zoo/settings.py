@@ -2,9 +2,9 @@ r"""Settings as text: how an object was built, so that it can be built anew.
 
 An object is written as the name of its class and the arguments of its constructor, each as the
 attribute of the same name is now. Numbers, text and the containers of these are written as they
-are, tensors by a name under which they are kept; an object that stands in two places is one object
-again. Nothing else can be written, so that nothing but constructors of known classes runs when it
-is read.
+are, tensors by a name under which they are kept, supports by torch's names; an object that stands
+in two places is one object again. Nothing else can be written, so that nothing but constructors of
+known classes runs when it is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from collections.abc import Iterable, Mapping
 
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
+from ..energies.alphabet import spins
 from ..energies.base import Energy
 from ..kernels.base import Kernel
 from ..objectives.base import Objective
@@ -129,8 +132,7 @@ class Writer:
             return {"tuple": self.write(list(value), place)}
         if isinstance(value, ELBO) and _is_plain(value):
             return None
-        known = isinstance(value, (Energy, Kernel, Objective)) or dataclasses.is_dataclass(value)
-        if known and not type(value).__name__.startswith("_"):
+        if _is_public(value):
             return self._object(value, place)
         raise ValueError(f"{place} is {_kind(value)}, which no file can hold; {HOW_TO_KEEP}")
 
@@ -141,7 +143,21 @@ class Writer:
             self._names[id(tensor)], self.tensors[name] = name, tensor
         return self._names[id(tensor)]
 
+    def _support(self, support: Constraint, place: str) -> Text:
+        if support is spins:
+            return {"support": "spins"}
+        for name in constraints.__all__:
+            found = getattr(constraints, name)
+            if found is support:
+                return {"support": name}
+            if found is type(support):
+                bounds = self.write(list(arguments_of(support).values()), place)
+                return {"support": name, "bounds": bounds}
+        raise ValueError(f"{place} is a support of no name, {support}; {HOW_TO_KEEP}")
+
     def _object(self, thing: object, place: str) -> Text:
+        if isinstance(thing, Constraint):
+            return self._support(thing, place)
         if id(thing) in self._written:
             return {"again": self._written[id(thing)]}
         try:
@@ -194,6 +210,8 @@ class Reader:
             return self._tensor(text["tensor"], text["learned"])
         if "again" in text:
             return self._built[text["again"]]
+        if "support" in text:
+            return self._support(text)
         thing = self.class_named(text["class"])(**self.arguments(text["arguments"]))
         self._built.append(thing)
         return thing
@@ -219,12 +237,29 @@ class Reader:
             )
         return found
 
+    def _support(self, text: dict[str, Text]) -> Constraint:
+        name = text["support"]
+        if name == "spins":
+            return spins
+        found = getattr(constraints, name) if name in constraints.__all__ else None
+        if isinstance(found, type) and issubclass(found, Constraint) and "bounds" in text:
+            return found(*self.read(text["bounds"]))
+        if not isinstance(found, Constraint):
+            raise ValueError(f"the file needs the support {name}, which torch does not know")
+        return found
+
     def _tensor(self, name: str, learned: bool) -> Tensor:
         if name not in self._made:
             value = self.tensors[name].clone()
             trains = learned and value.is_floating_point()
             self._made[name] = nn.Parameter(value) if trains else value
         return self._made[name]
+
+
+def _is_public(value: object) -> bool:
+    """Whether a value is an object with settings, or a support."""
+    known = isinstance(value, (Energy, Kernel, Objective)) or dataclasses.is_dataclass(value)
+    return isinstance(value, Constraint) or (known and not type(value).__name__.startswith("_"))
 
 
 def _kind(value: object) -> str:
