@@ -26,6 +26,7 @@ from .energies.chain import ChainCRF
 from .kernels.gibbs import Gibbs
 from .kernels.transition import seeded_generator
 from .potential import Potential
+from .ranks.group import gathered, num_ranks, own_stream, share
 
 Method = Literal["auto", "exact", "viterbi", "graph_cut", "enumeration", "annealing", "icm"]
 """The ways to a most probable point, and two that choose one of them."""
@@ -79,6 +80,9 @@ def map_estimate(
 
     An energy that does not know its conditionals is moved site by site, at an evaluation for each
     other value.
+
+    Ranks (:mod:`pyro_ebm.ranks`) share the starts of a search, at least one each, and every rank
+    has the best of all; within each the chains of annealing are drawn anew among themselves.
 
     References:
         | Optimization by simulated annealing (Kirkpatrick, Gelatt and Vecchi, 1983),
@@ -182,6 +186,20 @@ WHY_NOT = {
 
 
 def _search(boltzmann: Boltzmann, icm: bool, num_starts: int, num_sweeps: int) -> MAPEstimate:
+    """Has each rank search from its starts, and keeps the best of all."""
+    own = share(num_starts)
+    with own_stream():
+        x = _lowest(boltzmann, icm, max(1, own.stop - own.start), num_sweeps)
+    if num_ranks() > 1:
+        each = gathered(x.unsqueeze(0))
+        value = -boltzmann.log_density(each).reshape(num_ranks(), -1)
+        best = value.where(~value.isnan(), torch.inf).argmin(0)
+        rows = each.reshape(num_ranks(), -1, *boltzmann.event_shape)
+        x = rows[best, torch.arange(len(best), device=x.device)].reshape(x.shape)
+    return _estimate(boltzmann, x, "icm" if icm else "annealing", exact=False)
+
+
+def _lowest(boltzmann: Boltzmann, icm: bool, num_starts: int, num_sweeps: int) -> Tensor:
     """Moves many random points down, by ICM at once or after annealing, and keeps the best."""
     start = reference_tensor(boltzmann.energy)
     potential = Potential.of_batch(boltzmann, (num_starts, *boltzmann.batch_shape), start)
@@ -194,8 +212,7 @@ def _search(boltzmann: Boltzmann, icm: bool, num_starts: int, num_sweeps: int) -
     value = potential.discrete.value(z)
     best = value.where(~value.isnan(), torch.inf).reshape(num_starts, -1).argmin(0)
     x = z.reshape(num_starts, -1, width)[best, torch.arange(len(best), device=z.device)]
-    x = x.reshape(*boltzmann.batch_shape, *boltzmann.event_shape)
-    return _estimate(boltzmann, x, "icm" if icm else "annealing", exact=False)
+    return x.reshape(*boltzmann.batch_shape, *boltzmann.event_shape)
 
 
 def _annealed(

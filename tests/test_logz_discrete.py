@@ -9,7 +9,7 @@ import pytest
 import torch
 from discrete_cases import DISCRETE, DISCRETE_KERNELS, uneven
 from discrete_cases import Potts as OneHot
-from laws import assert_close
+from laws import assert_close, assert_mean
 from torch import tensor
 from torch.distributions import Categorical, constraints
 
@@ -26,6 +26,7 @@ from pyro_ebm.energies import (
 from pyro_ebm.energies.enumeration import enumerate_points
 from pyro_ebm.kernels.transition import seeded_generator
 from pyro_ebm.logz import discrete
+from pyro_ebm.logz.between import Between
 from pyro_ebm.logz.path import taken
 
 DIGITS = json.loads((pathlib.Path(__file__).parent / "data" / "rbm_digits.json").read_text())
@@ -152,6 +153,33 @@ def test_any_kernel_leaves_the_law_between_invariant(kernel, name, uniform):
     one = tensor(0.7, dtype=torch.float64)
     after, _ = path.move(begin, one, one, 3, seeded_generator(torch.device("cpu")))
     assert not torch.equal(after.z, begin.z)
+
+
+@every
+@bases
+def test_changes_between_are_those_of_its_potential(name, uniform):
+    """At a temperature of each walker's own; they are exact where the conditionals are known."""
+    path = path_to(name, TEMPERATURE, uniform)
+    if path.energy is None:
+        return
+    points = all_points(path)
+    beta = torch.linspace(0.1, 0.9, len(points.z), dtype=torch.float64)
+    between = Between(path, beta, points)
+    z = points.z.flatten(1)
+    value, changes = between.value_and_changes(z)
+    for site in range(changes.shape[1]):
+        for place in range(path.num_values):
+            where = torch.full((len(z),), site), torch.full((len(z),), place)
+            after = between.value(between.with_place(z, *where))
+            torch.testing.assert_close(changes[:, site, place].double(), after - value)
+
+
+def test_clusters_turn_a_magnet_that_sweeps_leave_as_it_is():
+    path = logz.DiscretePath(Boltzmann(Ising((6, 6), 1.0)))
+    one = tensor(1.0, dtype=torch.float64)
+    generator = seeded_generator(torch.device("cpu"))
+    moved, _ = path.move(path.locate(torch.ones(300, 6, 6)), one, one, 20, generator)
+    assert_mean(moved.z.mean((-2, -1)), 0.0)
 
 
 @pytest.mark.parametrize("name", ["potts_ring", "rbm_4+3"])

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import ENERGIES_EXACT, ESTIMATORS
-from laws import NUM_SIGMAS, assert_close
+from laws import NUM_SIGMAS, assert_close, assert_mean
 from torch import tensor
 from torch.distributions import constraints
 
@@ -166,6 +166,18 @@ def test_thermodynamic_rule_is_right_to_fourth_order():
         assert_close(z.value, truth, z.std_error)
         assert z.std_error < 0.003
         assert z.lower < truth < z.upper
+
+
+def test_the_error_of_many_spans_counts_that_neighbours_share_draws():
+    """Those of a rung serve the spans on both of its sides, with opposite signs: few chains."""
+    betas = torch.linspace(0, 1, 6) ** 1.5
+    truth, off = 0.5 * math.log(2 * math.pi) - math.log(2), []
+    for _ in range(400):
+        x = torch.randn(50, 16, 6) / (1 + 3 * betas).sqrt()
+        excess = 1.5 * x.square() - 0.5 * math.log(2 * math.pi)
+        z = linked(Ladder(betas, excess, x[..., -1], betas, betas))
+        off.append((z.value - truth) ** 2 - z.std_error**2)
+    assert_mean(tensor(off), 0.0)
 
 
 def narrow():

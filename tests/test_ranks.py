@@ -1,45 +1,27 @@
 """Two processes at one piece of work: what they do together is what one does with all of it."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pyro
 import pytest
 import torch
 from laws import assert_chain_mean, assert_close
 from on_ranks import ESTIMATORS, NUM_CHAINS, NUM_STEPS, SHAPE, kernels, log_gamma, mcmc
+from two_ranks import at_work, seen_by_each
 
 import pyro_ebm as ebm
 from pyro_ebm.kernels import MALA
 from pyro_ebm.runs.sharding import put_together
 
-HERE = pathlib.Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where two ranks have been at work, started once for all tests."""
-    path = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(
-        [*command, str(HERE / "on_ranks.py"), str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (path / "rank-1.pt").exists(), done.stderr
-    return path
+    return at_work("on_ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
 def seen(folder):
-    return [torch.load(folder / f"rank-{r}.pt", weights_only=False) for r in range(2)]
+    return seen_by_each(folder)
 
 
 def equal(x, y):

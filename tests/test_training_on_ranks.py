@@ -1,19 +1,15 @@
 """Two processes that learn one energy: stopped they go on, on two ranks or another number."""
 
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from training_on_ranks import NUM_CHAINS, NUM_STEPS, OBJECTIVES, STOPS_AT, Batches, Training
+from two_ranks import at_work, seen_by_each
 
 from pyro_ebm.objectives import Resumable
 from pyro_ebm.runs.checkpoint import Checkpoints
 
-HERE = pathlib.Path(__file__).parent
 DOUBLE = pytest.mark.usefixtures("double")
 RUNS = [*OBJECTIVES, "batches"]
 
@@ -28,24 +24,12 @@ def double():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where two ranks have been at work, started once for all tests."""
-    path = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(
-        [*command, str(HERE / "training_on_ranks.py"), str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (path / "rank-1.pt").exists(), done.stderr
-    return path
+    return at_work("training_on_ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
 def seen(folder):
-    return [torch.load(folder / f"rank-{r}.pt", weights_only=False) for r in range(2)]
+    return seen_by_each(folder)
 
 
 @pytest.fixture

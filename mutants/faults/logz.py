@@ -95,7 +95,7 @@ FAULTS = [
             "bridge of many spans: sides vary together",
             "each = (f_0 - f_1).sum(-1).mean(0)",
             "each = (f_0 + f_1).sum(-1).mean(0)",
-            "test_logz_estimators.py -k fourth",
+            "test_logz_estimators.py -k many_spans",
         ),
     ),
     *group(
@@ -304,12 +304,12 @@ FAULTS = [
             "discrete paths: clusters never turn",
             "self._turns(generator)):",
             "False):",
-            "test_logz_references.py -k thousand",
+            "test_logz_discrete.py -k 'clusters_turn_a'",
         ),
     ),
     *group(
         "logz/between.py",
-        "test_logz_discrete.py -k 'any_kernel'",
+        "test_logz_discrete.py -k 'any_kernel or changes_between'",
         (
             "between: clusters without the field of the base",
             "field = of_base if field is None else field + of_base",

@@ -136,4 +136,41 @@ FAULTS = [
             "if True:",
         ),
     ),
+    *group(
+        "compare/sharding.py",
+        "test_comparing_on_ranks.py",
+        (
+            "cells of ranks: in the order of ranks",
+            "[parts[i % num][i // num] for i in range(len(cells))]",
+            "[cell for part in parts for cell in part]",
+        ),
+        (
+            "cells of ranks: unlike data are taken",
+            "digest.update(x.detach().cpu().contiguous().numpy().tobytes())",
+            "pass",
+        ),
+    ),
+    *group(
+        "map_estimate.py",
+        "test_comparing_on_ranks.py",
+        (
+            "search of ranks: the same starts on each",
+            "    with own_stream():\n        x = _lowest",
+            "    if True:\n        x = _lowest",
+        ),
+        (
+            "search of ranks: the highest point of all",
+            "best = value.where(~value.isnan(), torch.inf).argmin(0)\n        rows",
+            "best = value.where(~value.isnan(), torch.inf).argmax(0)\n        rows",
+        ),
+    ),
+    *group(
+        "distributions.py",
+        "test_distributions.py -k tempered_rbm",
+        (
+            "tempered draws: the block sweep at temperature 1",
+            "and bool((beta != 1).any()):",
+            "and (beta := torch.ones_like(beta)).sum() < 0:",
+        ),
+    ),
 ]

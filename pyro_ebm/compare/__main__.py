@@ -14,12 +14,16 @@ from pathlib import Path
 
 import torch
 
+from ..ranks.group import rank, start
 from ..runs.fingerprint import describe
 from .data import DATASETS, Dataset, load
 from .fitted import Fitted
 from .models import MODELS, make
 from .scorecard import Row, Scorecard
 from .side_by_side import compare
+
+LONGEST = 24 * 3600.0
+"""For how many seconds ranks wait for the one that measures longest."""
 
 
 def run(
@@ -135,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    start(LONGEST)
     names = [name.strip() for name in args.models.split(",") if name.strip()]
     try:
         card = run(
@@ -148,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if rank() > 0:
+        return 0
     print(card)
     print(f"\nthe page with all figures: {card.save(args.out)}")
     return 0

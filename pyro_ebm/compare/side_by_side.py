@@ -6,7 +6,7 @@ __all__ = ["compare"]
 
 import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 from ..datasets import Toy
 from ..mcmc import MCMC
 from ..plotting import histograms, sample_grids, traces, training_curves
+from ..ranks.group import rank
 from ..zoo.base import Generative, check_data
 from .bench import Bench, Source
 from .composing import parts_of
 from .fitted import Fitted
 from .scorecard import Scorecard
+from .sharding import Cell, check_common, measured
 from .spread import over_seeds
 
 CAVEAT_OF_ONE_SEED = (
@@ -103,6 +105,10 @@ def compare(
     Each stage of each model starts from the same seed, so that a row does not depend on the other
     rows. A stage that raises is named in the model's row, and the rest goes on.
 
+    Ranks (:mod:`pyro_ebm.ranks`) share the models and seeds, and every rank has the card that one
+    process would have, but for seconds and memory. A model that is not made by a function is
+    fitted on the rank that measures it, and stays as it is on others.
+
     Args:
         models: Models by name, or functions without an argument that make them.
         train: What to fit to, with shape ``(n, *event)``.
@@ -128,7 +134,7 @@ def compare(
             held-out points, all of these are equal, the shapes of the data differ, values are not
             finite, a ``law`` is given for points that are not of the plane, or none with
             ``composition``, ``num_seeds`` is not positive, or above 1 with a model that is no
-            function.
+            function, or ranks come with unlike models or data.
 
     Example:
         >>> from pyro_ebm.zoo import VAE, Training
@@ -149,6 +155,7 @@ def compare(
         if number < 5:
             raise ValueError(f"{name} must be at least 5, got {number}")
     _check_seeds(models, num_seeds)
+    check_common(list(models), [train, test, *ood.values()], num_samples, seed, num_seeds)
     bandwidth = _bandwidth(test)
     parts = None
     if composition:
@@ -170,22 +177,38 @@ def compare(
     card = Scorecard([reference], protocol)
     # A random mixture of pixels says little; where the law is known, its divergence says more.
     card.left_out = ("SW",) if train.dim() == 4 else ("MMD²",) if law is not None else ()
-    fitted, samples, scores = {}, {}, {}
-    for name, source in models.items():
-        rows = {b.seed: b.measure(name, source, num_samples, progress) for b in benches}
-        card.rows.append(over_seeds(rows))
-        first = benches[0]
-        samples[name], scores[name] = first.samples, first.scores
-        if first.model is not None:
-            fitted[name] = first.model
+    progress = progress and rank() == 0
+    cells = measured(
+        [
+            functools.partial(_cell, bench, name, source, num_samples, progress, drawn=not i)
+            for name, source in models.items()
+            for i, bench in enumerate(benches)
+        ]
+    )
+    firsts = cells[::num_seeds]
+    for i in range(0, len(cells), num_seeds):
+        own = zip(benches, cells[i : i + num_seeds], strict=True)
+        card.rows.append(over_seeds({bench.seed: cell.row for bench, cell in own}))
     shown = " ".join(card.table()[0])
     card.caveats = [
         CAVEAT_OF_ONE_SEED if num_seeds == 1 else CAVEAT_OF_SEEDS.format(num_seeds),
         *CAVEATS_OF_ALL,
         *(f"{term}: {text}" for term, text in CAVEATS.items() if term in shown),
     ]
-    _add_figures(card, fitted, test, samples, scores)
+    _add_figures(card, firsts, test)
     return card
+
+
+def _cell(
+    bench: Bench, name: str, source: Source, num_samples: int, progress: bool, *, drawn: bool
+) -> Cell:
+    """Measures a model from one seed; what figures take is kept only if they are drawn of it."""
+    row = bench.measure(name, source, num_samples, progress)
+    model = bench.model
+    if model is None or not drawn:
+        return Cell(row)
+    draws = None if model.mcmc is None or bench.samples is None else _chain_draws(model.mcmc)
+    return Cell(row, bench.samples, bench.scores, dict(model.history), draws)
 
 
 def _check_law(law: Toy | None, train: Tensor, composition: bool) -> None:
@@ -248,35 +271,29 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _add_figures(
-    card: Scorecard,
-    models: Mapping[str, Generative],
-    test: Tensor,
-    samples: dict[str, Tensor | None],
-    scores: dict[str, dict[str, Tensor]],
-) -> None:
-    drawn = {name: x for name, x in samples.items() if x is not None}
+def _add_figures(card: Scorecard, cells: Sequence[Cell], test: Tensor) -> None:
+    drawn = {cell.row.model: cell.samples for cell in cells if cell.samples is not None}
     if test.dim() == 4 or test.shape[1:] == (2,):
         card.figures["samples"] = lambda: sample_grids({"held-out data": test, **drawn})
-    if scored := {name: sets for name, sets in scores.items() if sets}:
+    if scored := {cell.row.model: cell.scores for cell in cells if cell.scores}:
         card.figures["typicality"] = lambda: histograms(scored)
     histories = {
-        name: {record: values for record, values in model.history.items() if len(values) > 1}
-        for name, model in models.items()
+        cell.row.model: {k: values for k, values in cell.history.items() if len(values) > 1}
+        for cell in cells
     }
     if histories := {name: history for name, history in histories.items() if history}:
         card.figures["training"] = lambda: training_curves(histories)
-    for name, model in models.items():
-        if model.mcmc is not None and drawn.get(name) is not None:
-            card.figures[f"chains of {name}"] = functools.partial(_chain_traces, model.mcmc)
+    for cell in cells:
+        if cell.draws is not None:
+            card.figures[f"chains of {cell.row.model}"] = functools.partial(traces, cell.draws)
 
 
-def _chain_traces(mcmc: MCMC) -> object:
-    """Draws the log density and the three coordinates that vary most."""
+def _chain_draws(mcmc: MCMC) -> dict[str, Tensor]:
+    """Takes of chains the log density and the three coordinates that vary most."""
     draws = {"lp (nats)": mcmc.sample_stats["lp"]}
     for site, values in mcmc.get_samples(group_by_chain=True).items():
         flat = values.flatten(2) if values.dim() > 2 else values.unsqueeze(-1)
         for i in flat.flatten(0, 1).var(0).topk(min(3, flat.shape[-1])).indices.tolist():
             index = torch.unravel_index(torch.tensor(i), values.shape[2:] or (1,))
             draws[f"{site}[{','.join(str(int(j)) for j in index)}]"] = flat[..., i]
-    return traces(draws)
+    return draws
