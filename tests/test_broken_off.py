@@ -29,6 +29,8 @@ class RaisingError(ArithmeticError):
 class Raising(Energy):
     """Skewed, and broken once it was asked for so many values."""
 
+    error = RaisingError
+
     def __init__(self, calls):
         super().__init__((2,))
         self.banana, self.calls = Banana(scale=1.0, curvature=0.5), calls
@@ -36,7 +38,7 @@ class Raising(Energy):
     def forward(self, x):
         self.calls -= 1
         if self.calls < 0:
-            raise RaisingError("the energy broke down")
+            raise self.error("the energy broke down")
         return self.banana(x)
 
 
@@ -88,6 +90,26 @@ def test_what_was_drawn_before_an_error_stays_readable(draw, store, tmp_path):
         assert torch.equal(mcmc.sample_stats["lp"], expected.sample_stats["lp"][:, :draw])
         assert dict(ebm.to_arviz(mcmc)["posterior"].sizes)["draw"] == draw
         mcmc.summary()
+
+
+class WithoutNotesError(RaisingError):
+    """As all errors are before Python 3.11."""
+
+    @property
+    def add_note(self):
+        raise AttributeError
+
+
+def test_a_warning_says_what_an_error_cannot(monkeypatch):
+    monkeypatch.setattr(Raising, "error", WithoutNotesError)
+    mcmc = make(calls_until(13))
+    pyro.set_rng_seed(4)
+    with (
+        pytest.raises(WithoutNotesError, match="broke down"),
+        pytest.warns(UserWarning, match="13 of 30 draws were made before") as said,
+    ):
+        mcmc.run()
+    assert said[0].filename == __file__
 
 
 def test_an_error_in_warmup_leaves_the_steps_of_warmup():
