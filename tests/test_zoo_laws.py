@@ -280,6 +280,24 @@ def test_tails_of_a_flow_are_not_beyond_measure():
     assert abs(found.value - gaps.mean()) < 5 * gaps.std() / math.sqrt(len(x))
 
 
+@pytest.mark.parametrize("layer", ["coupling", "autoregressive"])
+def test_scales_of_a_flow_level_off_with_their_gradients(layer):
+    """A limit that lets gradients through would not stop a scale that runs off."""
+    model = Flow((4,), layer, 1, (8,))
+    network = next(module for module in model.layers[0].children() if hasattr(module, "limit"))
+    x = torch.randn(50, 2 if layer == "coupling" else 4)
+    last = [part for part in network.modules() if isinstance(part, torch.nn.Linear)][-1]
+    largest = []
+    for factor in (1.0, 1e3, 1e6):
+        last.weight.data, last.bias.data = last.weight * 0 + 1e-3, last.bias * 0 + 0.5 * factor
+        log_scale = network(x)[1]
+        (gradient,) = torch.autograd.grad(log_scale.sum(), last.bias)
+        largest.append(gradient.abs().max().item())
+        assert log_scale.abs().max() <= model.max_log_scale
+    assert largest[0] > 1.0
+    assert largest[1:] == [0.0, 0.0]
+
+
 def test_machine_keeps_the_contract_of_a_model():
     x = skewed_bits(100)
 

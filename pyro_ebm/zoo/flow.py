@@ -62,8 +62,9 @@ class Flow(Generative):
     """
 
     max_log_scale = 1.0
-    """By how much a layer may scale, in nats: far from the data the scales of layers multiply,
-    and a density that is nearly nothing there makes a divergence that is nearly infinite."""
+    r"""The limit :math:`c` of the log scale of a layer, in nats, :math:`c \tanh(f / c)`: far
+    from the data the scales of layers multiply. A limit that lets gradients through, as a clamp of
+    Pyro's does, does not hold training back, which then ends with infinite ones."""
 
     def __init__(
         self,
@@ -84,14 +85,11 @@ class Flow(Generative):
         self.training_plan = Training() if training is None else training
         self.layer, self.num_layers, self.hidden_sizes = layer, num_layers, tuple(hidden_sizes)
         self.layers = nn.ModuleList(
-            _LAYERS[layer](
-                dim,
-                list(hidden_sizes),
-                log_scale_min_clip=-self.max_log_scale,
-                log_scale_max_clip=self.max_log_scale,
-            )
-            for _ in range(num_layers)
+            _LAYERS[layer](dim, list(hidden_sizes)) for _ in range(num_layers)
         )
+        for made in self.layers:
+            name = "nn" if hasattr(made, "nn") else "arn"
+            setattr(made, name, _Bounded(getattr(made, name), self.max_log_scale))
         order = torch.stack([torch.randperm(dim) for _ in range(num_layers)])
         self.register_buffer("order", order if dim > 2 else torch.tensor([[1, 0]] * num_layers))
         self.register_buffer("loc", torch.zeros(dim))
@@ -143,6 +141,23 @@ class Flow(Generative):
         self.check_fitted()
         check_data("x", x, self.event_shape)
         return Likelihood("exact", self.law.log_prob(x.flatten(1)))
+
+
+class _Bounded(nn.Module):
+    """A network of shifts and log scales, with the latter within a limit."""
+
+    def __init__(self, network: nn.Module, limit: float) -> None:
+        super().__init__()
+        self.network, self.limit = network, limit
+
+    @property
+    def permutation(self) -> Tensor:
+        """The order of the coordinates, of an autoregressive network."""
+        return self.network.permutation
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self.network(x)
+        return shift, self.limit * (log_scale / self.limit).tanh()
 
 
 _LAYERS = {
