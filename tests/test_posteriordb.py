@@ -20,7 +20,7 @@ QUICK = {("eight_schools", "default"), ("logmesquite_logvolume", "default")}
 
 RUNS = [(name, kernel) for name in MODELS for kernel in KERNELS]
 
-STICKS = {("gp_pois_regr", "NUTS"): "one draw in eighty diverges in the neck: R-hat is 1.03"}
+STICKS = {("gp_pois_regr", "NUTS"): "one draw in 54 diverges in the neck: R-hat is 1.06"}
 """Runs that find the moments, by chains that have not mixed."""
 
 NUM_LEAPFROGS = {"eight_schools": 8, "kidscore_momiq": 20, "arK": 12, "logmesquite_logvolume": 8}
