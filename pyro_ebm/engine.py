@@ -130,6 +130,7 @@ class Graph(torch.nn.Module):
             return tuple(leaf for leaf in out if isinstance(leaf, Tensor))
 
         self.module: GraphModule = make_fx(flat)(*leaves)
+        _check_silent(self.module)
         for node in self.module.graph.find_nodes(op="call_function", target=aten.view.default):
             node.target = aten.reshape.default  # arguments may come laid out otherwise
         self.module.graph.eliminate_dead_code()
@@ -187,6 +188,13 @@ class Graph(torch.nn.Module):
         with torch.no_grad():
             found = iter(module(*tree_leaves(args)))
         return tree_unflatten([next(found) if t else None for t in self.is_tensor], self.spec_out)
+
+
+def _check_silent(module: GraphModule) -> None:
+    """Refuses what tells other ranks something, and would not again when the graph runs."""
+    names = {getattr(node.target, "namespace", "") for node in module.graph.nodes}
+    if names & {"c10d", "_c10d_functional", "fsdp"}:
+        raise RuntimeError("the energy sends messages to other ranks, as one of fully_shard does")
 
 
 def _is_view(node: Node) -> bool:

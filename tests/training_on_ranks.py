@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyro
 import torch
+from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ebm as ebm
@@ -24,6 +25,7 @@ from pyro_ebm.objectives import (
     Resumable,
     TrainingDiverged,
 )
+from pyro_ebm.ranks.divided import whole
 from pyro_ebm.runs.checkpoint import Checkpoints
 from pyro_ebm.runs.lock import Lock
 
@@ -48,10 +50,14 @@ class Sick(ebm.energies.MLP):
 class Training:
     """A data-parallel training run, made anew in each of its lives."""
 
-    def __init__(self, name="PersistentCD", num_chains=NUM_CHAINS, *, average=True, seed=7):
+    def __init__(
+        self, name="PersistentCD", num_chains=NUM_CHAINS, *, average=True, seed=7, prepare=None
+    ):
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         self.energy = Sick((2,), hidden_sizes=(8,), base_scale=4.0)
+        if prepare is not None:
+            prepare(self.energy)
         self.objective = OBJECTIVES[name](num_chains)
         with torch.random.fork_rng():
             torch.manual_seed(1)
@@ -87,8 +93,8 @@ class Training:
     def found(self):
         generators = self.objective.state_dict()["dicts"].get("_generators", {})
         return {
-            "parameters": torch.nn.utils.parameters_to_vector(self.energy.parameters()).detach(),
-            "average": [x.clone() for x in self.average.state_dict().values()],
+            "parameters": parameters_to_vector(map(whole, self.energy.parameters())).detach(),
+            "average": [whole(x).clone() for x in self.average.state_dict().values()],
             "history": {k: list(record) for k, record in self.monitor.history.items()},
             "num_steps": self.monitor.num_steps,
             "chains": getattr(self.objective, "chains", {}).get("x"),

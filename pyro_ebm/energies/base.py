@@ -370,7 +370,7 @@ def reference_tensor(energy: Callable[[Tensor], Tensor]) -> Tensor:
     if module is not None:
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
-                return tensor.new_empty(())
+                return torch.empty((), dtype=tensor.dtype, device=tensor.device)
     return torch.empty(())
 
 

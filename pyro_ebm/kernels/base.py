@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ..arguments import check_between, check_count, check_positive
 from ..distributions import Boltzmann
+from ..energies.base import module_of
 from ..potential import Model, Potential
+from ..ranks.divided import is_divided
 from .adaptation import Adaptation
 from .metric import Metric
 from .pyro_face import PyroFace
@@ -75,6 +77,26 @@ class Kernel(PyroFace):
         self.adapt_mass_matrix = adapt_mass_matrix
         self.target_accept_prob = target_accept_prob
         self.metric_rank = metric_rank
+
+    def bind(  # noqa: D102
+        self, args: tuple, kwargs: dict, initial_params: dict[str, Tensor] | None
+    ) -> Potential:
+        energy = self.target.energy if isinstance(self.target, Boltzmann) else None
+        if is_divided(module_of(energy)) and self.why_not_divided():
+            raise ValueError(
+                f"{type(self).__name__} cannot sample an energy that is divided among ranks "
+                f"(fully_shard): {self.why_not_divided()}"
+            )
+        return super().bind(args, kwargs, initial_params)
+
+    def why_not_divided(self) -> str:
+        """Says why the parameters of an energy must not be divided among ranks, if so."""
+        if self.branch_free:
+            return ""
+        return (
+            f"the steps of {type(self).__name__} take more gradients on one rank than on another, "
+            "which would wait for it. Use a kernel whose steps are all alike, as MALA"
+        )
 
     def init(self, potential: Potential, z: Tensor) -> State:
         """Makes the first state of some chains.

@@ -38,6 +38,7 @@ from torch.distributions import biject_to, constraints
 from ..distributions import Boltzmann, base_distribution
 from ..energies.base import check_energy, module_of, trainable_parameters
 from ..guards import unconstrained_parameter
+from ..ranks.divided import is_divided, put_apart
 from .conditions import check_uses_conditions, has_conditions_that_learn
 from .memory import as_put, kept, put
 
@@ -46,6 +47,13 @@ CONTRASTIVE = "contrastive loss"
 
 LIKELIHOOD = "negative log-likelihood"
 """What a loss is called that is that, or an estimate of it."""
+
+
+SECOND_DERIVATIVE = (
+    "the derivative of a derivative is asked for when the ranks have taken the parameters apart. "
+    "Use NoiseContrastive, or PersistentCD with MALA, or leave the energy whole on each rank"
+)
+"""Why an energy whose parameters are divided among ranks cannot be differentiated twice."""
 
 
 class Evaluation(NamedTuple):
@@ -208,8 +216,9 @@ class Objective(ELBO):
         Raises:
             ValueError: If there is no distribution; if the objective does not serve its support;
                 if the data do not have the shape of the event, are empty, not numbers, not finite,
-                on the edge of the support or outside of it; if the energy breaks its contract, or
-                ignores a condition that ``functools.partial`` gives it.
+                on the edge of the support or outside of it; if the energy breaks its contract, is
+                divided among ranks in a way that the objective does not serve, or ignores a
+                condition that ``functools.partial`` gives it.
         """
         if not isinstance(boltzmann, Boltzmann):
             raise ValueError(
@@ -228,6 +237,11 @@ class Objective(ELBO):
         seen = (weakref.ref(module), conditional, x.dtype)
         if seen in self._checked:
             return
+        if is_divided(module) and self.why_not_divided():
+            raise ValueError(
+                f"{type(self).__name__} cannot serve site '{name}', whose energy is divided among "
+                f"ranks (fully_shard): {self.why_not_divided()}"
+            )
         if conditional and not check_uses_conditions(boltzmann.energy, value, name):
             return
         if not conditional and not support.is_discrete:
@@ -236,6 +250,10 @@ class Objective(ELBO):
             except RuntimeError as error:
                 raise ValueError(f"the energy cannot take {data} of {x.dtype}: {error}") from error
         self._checked.add(seen)
+
+    def why_not_divided(self) -> str:
+        """Says why the parameters of an energy must not be divided among ranks, if so."""
+        return ""
 
     def _check_kind(self, support: constraints.Constraint, name: str) -> None:
         if not (self.serves_discrete if support.is_discrete else self.serves_continuous):
@@ -326,6 +344,7 @@ def register_module(name: str, module: nn.Module) -> None:
     Raises:
         ValueError: If Pyro keeps other parameters under that name.
     """
+    put_apart(module)
     pyro.module(name, module)
     store = pyro.get_param_store()
     if any(p.requires_grad and store.param_name(p) is None for p in module.parameters()):

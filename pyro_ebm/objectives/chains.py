@@ -75,6 +75,9 @@ class Contrastive(Objective):
         """The mean and spread of the noise of each continuous site in unconstrained space,
         ``(D,)``."""
 
+    def why_not_divided(self) -> str:  # noqa: D102
+        return self.kernel.why_not_divided()
+
     def generator(self, device: torch.device) -> torch.Generator:
         """Returns where the randomness of this objective comes from, on each rank another."""
         if device not in self._generators:

@@ -21,6 +21,7 @@ from ..engine import Graph, compile_block, loop, trace
 from ..kernels.base import Kernel
 from ..kernels.transition import Info, State, blocks
 from ..potential import Potential
+from ..ranks.divided import wrapped
 
 Walk = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor | None, Info | None]]
 
@@ -87,6 +88,8 @@ class CompiledSteps:
             return f"the energy of site '{name}' is no module, or is conditional"
         if not self._kernel.branch_free:
             return f"a step of {type(self._kernel).__name__} cannot be traced whole"
+        if wrapped(module):
+            return f"the energy of site '{name}' sends messages to other ranks ({wrapped(module)})"
         return ""
 
     def _compile(self, potential: Potential, z: Tensor) -> Walk | None:

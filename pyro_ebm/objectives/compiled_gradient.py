@@ -26,6 +26,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from ..distributions import Boltzmann
 from ..energies.base import module_of, trainable_parameters
 from ..engine import compile_function
+from ..ranks.divided import wrapped
 from .base import leaves_of
 from .compiled import MOST_VARIANTS, law_of
 
@@ -143,8 +144,11 @@ class _Call(NamedTuple):
     def obstacle(self) -> str:
         """Says why it cannot be compiled, if so."""
         temperature, energy = self.boltzmann.temperature, self.boltzmann.energy
-        if module_of(energy) is None:
+        module = module_of(energy)
+        if module is None:
             return "is no module"
+        if wrapped(module):
+            return f"sends messages to other ranks ({wrapped(module)})"
         if isinstance(temperature, Tensor) and temperature.requires_grad:
             return "has a temperature that learns"
         if any(tensor.requires_grad for tensor in self.tensors):

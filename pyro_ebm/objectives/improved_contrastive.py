@@ -14,6 +14,7 @@ from ..energies.base import module_of
 from ..kernels.langevin import ULA
 from ..kernels.transition import Info, normal_like
 from ..potential import Potential, unconstrained_log_density
+from .base import SECOND_DERIVATIVE
 from .chains import Contrastive, End, unconstrained_data
 
 
@@ -77,6 +78,9 @@ class ImprovedCD(Contrastive):
             )
         check_at_least("kl_weight", kl_weight, 0)
         self.kl_weight = kl_weight
+
+    def why_not_divided(self) -> str:  # noqa: D102
+        return SECOND_DERIVATIVE
 
     def surrogate(self, boltzmann: Boltzmann, x: Tensor, name: str = "x") -> Tensor:  # noqa: D102
         self.check(boltzmann, x, name)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ranks.divided import as_parts
 from ..runs.checkpoint import compare, plain, rebuilt
 
 PARAMETER = "parameter"
@@ -72,4 +73,4 @@ def put(here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
     """
     compare(shapes(there), shapes(here))
     for name, tensor in here.items():
-        tensor.copy_(there[name])
+        tensor.copy_(as_parts(there[name], tensor))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..distributions import Boltzmann
 from ..energies.base import trainable_parameters
+from ..ranks.divided import whole
 from .base import LIKELIHOOD, Evaluation
 from .checkpoint import Checkpoint, objective_of, optimizer_and_objective, set_both, tensors
 from .readings import READINGS, Readings, over_ranks
@@ -253,7 +254,7 @@ class Monitor:
         own = {
             p for seen in evaluations.values() for p in trainable_parameters(seen.boltzmann.energy)
         }
-        norms = {p: p.grad.detach().norm().double() for p in params if p.grad is not None}
+        norms = {p: whole(p.grad.detach().norm()).double() for p in params if p.grad is not None}
         readings = {"gradient norm": _total([n for p, n in norms.items() if p in (own or params)])}
         several = len(evaluations) > 1
         names = [self._loss_name(evaluations), *readings, OF_ALL]

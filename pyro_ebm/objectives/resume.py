@@ -16,6 +16,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..ranks.divided import own_part
 from ..ranks.errors import agreed, first_ahead
 from ..ranks.group import gathered, largest, rank
 from ..runs.checkpoint import Checkpoints, compare, random_state, set_random_state
@@ -318,7 +319,7 @@ class Resumable:
             if isinstance(module, nn.Module):
                 learning |= {f"{part}.{n}": p for n, p in module.named_parameters()}
         for name, tensor in learning.items():
-            if not bool(tensor.isfinite().all()):
+            if not bool(own_part(tensor).isfinite().all()):
                 raise RuntimeError(
                     f"training diverged: {name} is not finite after {self.step} steps, which are "
                     f"not kept; {self._checkpoints.kept}. Run again with a Monitor, which stops "

@@ -27,7 +27,7 @@ from torch.distributions import biject_to
 from ..arguments import check_count, check_positive
 from ..distributions import Boltzmann
 from ..potential import unconstrained_log_density
-from .base import Objective
+from .base import SECOND_DERIVATIVE, Objective
 from .compiled_gradient import CompiledGradient
 
 
@@ -53,6 +53,9 @@ class _OfScores(Objective):
         Returns:
             The surrogate ``(*batch,)`` and what else is to be known of it.
         """
+
+    def why_not_divided(self) -> str:
+        return SECOND_DERIVATIVE
 
     def _unconstrained(self, boltzmann: Boltzmann, x: Tensor, name: str) -> Tensor:
         """Checks data, and maps them to rows ``(*batch, D)`` of unconstrained space."""

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from .divided import as_parts, check_divided, is_divided
 from .group import first, num_ranks, rank, together, total
 
 BUCKET = 2**23
@@ -27,20 +29,24 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
     which is the gradient of a mean over all data if ranks have equally many, and of Pyro's loss if
     each rank's is scaled to the whole: ``pyro.plate("data", size, subsample=shard)``. A parameter
-    that is without a gradient on every rank stays so.
+    that is without a gradient on every rank stays so. Of parameters that are divided among ranks
+    (``fully_shard``) torch has averaged the gradients: they are left as they are.
 
     Args:
         parameters: Parameters, in the same order on every rank.
 
     Raises:
-        ValueError: If ranks differ in how many numbers there are.
+        ValueError: If ranks differ in how many numbers there are, or a parameter is divided among
+            other ranks.
 
     Example:
         >>> net = torch.nn.Linear(2, 1)
         >>> net(torch.randn(8, 2)).mean().backward()
         >>> average_gradients(net.parameters())
     """
-    parameters = list(parameters)
+    divided, parameters = _apart(parameters)
+    for p in divided:
+        check_divided(p)
     if num_ranks() == 1 or not parameters:
         return
     has = [0.0 if p.grad is None else 1.0 for p in parameters]
@@ -64,6 +70,14 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
                 p.grad.copy_(part.reshape(p.shape))
 
 
+def _apart(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that are divided among ranks, and those that each rank has whole."""
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for p in parameters:
+        found[not is_divided(p)].append(p)
+    return found
+
+
 def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for p in parameters:
@@ -82,7 +96,8 @@ class Averaged(PyroOptim):
     ``num_chains`` of them on each rank, which move by noise of their own. Parameters that are new
     are first made those of the first rank; where they were not, ranks follow the first one's
     gradient in that step. What an optimizer does to a gradient, clipping it for one, it does to
-    the average.
+    the average. Parameters that are divided among ranks (``fully_shard``) each rank moves its own
+    part of, by gradients that torch has averaged.
 
     Args:
         optim: The optimizer.
@@ -117,12 +132,24 @@ class Averaged(PyroOptim):
             params = [named[name] for name in sorted(named)]
             new = [named[name] for name in sorted(named) if name not in self._known]
             self._known |= set(named)
+            divided, new = _apart(new)
+            self._divide_states(divided)
             if _agree(new):
                 average_gradients(params)
             else:
-                for p in params:
+                for p in _apart(params)[1]:
                     p.grad = first(torch.zeros_like(p) if p.grad is None else p.grad)
         self.optim(params, *args, **kwargs)
+
+    def _divide_states(self, parameters: list[Tensor]) -> None:
+        """Divides what was kept of an optimizer, and waits for its parameters, as they are."""
+        waiting = self.optim._state_waiting_to_be_consumed
+        for p in parameters:
+            name = pyro.get_param_store().param_name(p)
+            if name in waiting:
+                waiting[name] = tree_map(
+                    lambda x, p=p: as_parts(x, p) if _is_of(x, p) else x, waiting[name]
+                )
 
     def get_state(self) -> dict:
         """Returns the optimizer's state."""
@@ -136,6 +163,11 @@ class Averaged(PyroOptim):
         if name == "optim":  # of a copy that is not yet made
             raise AttributeError(name)
         return getattr(self.optim, name)
+
+
+def _is_of(x: object, parameter: Tensor) -> bool:
+    """Whether there is a number for each of a parameter."""
+    return isinstance(x, Tensor) and x.shape == parameter.shape and x.dim() > 0
 
 
 def _agree(parameters: list[Tensor]) -> bool:

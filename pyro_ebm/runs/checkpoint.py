@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranks.divided import whole
 from ..version import __version__
 from .lock import Lock
 
@@ -316,7 +317,7 @@ def plain(x: Any) -> Any:  # noqa: ANN401  a tree of anything that can be kept
     if isinstance(x, list | tuple):
         return type(x)(plain(value) for value in x)
     if isinstance(x, Tensor):
-        return x.detach()
+        return whole(x.detach())
     if x is None or isinstance(x, bool | int | float | str):
         return x
     raise TypeError(f"a checkpoint keeps no {type(x).__name__}")

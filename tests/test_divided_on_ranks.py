@@ -1,0 +1,106 @@
+"""An energy whose parameters two processes divide (FSDP2) learns and is sampled as a whole one."""
+
+import shutil
+
+import pytest
+import torch
+from divided_on_ranks import OBJECTIVES, REFUSED
+from training_on_ranks import NUM_CHAINS, STOPS_AT, Training
+from two_ranks import at_work, seen_by_each
+
+from pyro_ebm.objectives import Resumable
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two ranks have been at work, started once for all tests."""
+    return at_work("divided_on_ranks.py", tmp_path_factory.mktemp("divided"))
+
+
+@pytest.fixture(scope="module")
+def seen(folder):
+    return seen_by_each(folder)
+
+
+def equal(x, y):
+    torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("how", ["divided", "by layers"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_learned_is_the_same(name, how, seen):
+    expected = seen[0]["whole"][name]
+    rounding = 1e-14 if name == "compiled" else 0  # which a divided energy is not
+    for one in seen:
+        torch.testing.assert_close(one[how][name], expected, rtol=0, atol=rounding)
+    assert not torch.equal(expected[-2:], torch.zeros(2))  # "shift", which each rank has whole
+
+
+@pytest.mark.parametrize("name", ["PersistentCD", "compiled"])
+def test_an_energy_of_distributed_data_parallel_learns_the_same(name, seen):
+    for one in seen:
+        torch.testing.assert_close(
+            one["replicated"][name], one["whole"][name], rtol=0, atol=1e-14
+        )
+
+
+def test_draws_are_the_same(seen):
+    for whole, divided in (one["draws"] for one in seen):
+        equal(divided, whole)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_wait_for_ever_or_needs_two_derivatives_is_refused(name, seen):
+    why = "derivative of a derivative"
+    if name in ("HMC", "ChEES"):
+        why = f"the steps of {name} take more gradients on one rank than on another"
+    for kind, message, _ in (one["refused"][name] for one in seen):
+        assert kind == "ValueError"
+        assert "whose energy is divided among ranks (fully_shard)" in message
+        assert why in message
+
+
+def test_a_sampler_whose_ranks_would_part_is_refused(seen):
+    for kind, message, _ in (one["draws refused"] for one in seen):
+        assert kind == "ValueError"
+        assert "ChEES cannot sample an energy that is divided among ranks" in message
+
+
+def test_parameters_divided_among_other_ranks_are_refused(seen):
+    for kind, message, _ in (one["divided alone"] for one in seen):
+        assert kind == "ValueError"
+        assert "divided among 1 ranks, and 2 train together" in message
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(seen):
+    for run in (one["goes on"] for one in seen):
+        assert (run["status"], run["before"]["num_steps"]) == (143, STOPS_AT + 1)
+        equal(run["after"], run["undisturbed"])
+
+
+def test_what_is_recorded_and_averaged_is_the_same(seen):
+    for run in (one["goes on"] for one in seen):
+        for key in ("parameters", "average", "history"):
+            equal(run["undisturbed"][key], run["never divided"][key])
+
+
+def test_one_process_goes_on_with_what_was_divided(folder, seen, tmp_path):
+    before = seen[0]["goes on"]["before"]
+    copy = shutil.copytree(folder / "copy", tmp_path / "copy")
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = Training("PersistentCD", 2 * NUM_CHAINS)
+        with Resumable(copy, every=3600, **run.parts()) as training:
+            assert training.step == STOPS_AT + 1
+            found = run.found()
+            for key in ("parameters", "average", "history"):
+                equal(found[key], before[key])
+            run.step()
+            assert bool(run.found()["parameters"].isfinite().all())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_after_a_step_that_is_not_sound_all_is_as_it_was(seen):
+    for run in (one["diverged"] for one in seen):
+        equal(run["now"], run["good"])
