@@ -39,9 +39,7 @@ def test_what_is_learned_is_the_same(name, how, seen):
 @pytest.mark.parametrize("name", ["PersistentCD", "compiled"])
 def test_an_energy_of_distributed_data_parallel_learns_the_same(name, seen):
     for one in seen:
-        torch.testing.assert_close(
-            one["replicated"][name], one["whole"][name], rtol=0, atol=1e-14
-        )
+        torch.testing.assert_close(one["replicated"][name], one["whole"][name], rtol=0, atol=1e-14)
 
 
 def test_draws_are_the_same(seen):
