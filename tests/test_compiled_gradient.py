@@ -122,6 +122,7 @@ def test_has_the_gradient_of_the_eager_surrogate_for_any_weights(make, graph):
 CHAINS = {
     "PCD": partial(PersistentCD, ULA(step_size=0.1), 5, 2),
     "CD": partial(ContrastiveDivergence, MALA(step_size=0.3), 2),
+    "CD in pairs": partial(ContrastiveDivergence, MALA(step_size=0.3), 2, antithetic=True),
     "short run": partial(ShortRun, ULA(step_size=0.1), 2),
 }
 

@@ -61,8 +61,9 @@ def train(objective, num_steps, changed=()):
         lambda **how: PersistentCD(ULA(step_size=0.1), num_chains=7, num_steps=10, **how),
         lambda **how: PersistentCD(ULA(step_size=0.1), num_chains=9, num_moved=7, **how),
         lambda **how: ContrastiveDivergence(MALA(step_size=0.5), num_steps=3, **how),
+        lambda **how: ContrastiveDivergence(ULA(step_size=0.1), 3, antithetic=True, **how),
     ],
-    ids=["PCD", "PCD-1", "CD"],
+    ids=["PCD", "PCD-1", "CD", "CD in pairs"],
 )
 def test_compiled_training_follows_the_eager_path(make):
     changed = (3, 4)

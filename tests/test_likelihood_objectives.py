@@ -424,14 +424,15 @@ CD1_UPDATE = {
 }
 
 
+@pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("step_size", CD1_UPDATE)
-def test_cd_makes_in_the_mean_the_update_that_quadrature_gives(step_size):
+def test_cd_makes_in_the_mean_the_update_that_quadrature_gives(step_size, antithetic):
     energy = TwoModes(nn.Parameter(tensor(0.0)), -1.5, 1.5)
-    boltzmann = ebm.Boltzmann(lambda x: energy(x), event_shape=())
+    boltzmann = ebm.Boltzmann(energy)
     x, weights = population(-1.5, 1.5, 0.8)
     nodes = torch.linspace(-9, 9, 61)
     node_weights = (-0.5 * nodes.square()).softmax(0)
-    objective = ContrastiveDivergence(NodesOfNoise(step_size, nodes))
+    objective = ContrastiveDivergence(NodesOfNoise(step_size, nodes), antithetic=antithetic)
     value = objective.surrogate(boltzmann, x.repeat_interleave(len(nodes)))
     value = (value.reshape(-1, len(nodes)) @ node_weights) @ weights
     update = torch.autograd.grad(value, energy.theta)[0].item()

@@ -246,8 +246,10 @@ class GaussianPlayer(nn.Module):
 
 OBJECTIVES = {
     "cd": lambda: ContrastiveDivergence(MALA(step_size=0.1), num_steps=2),
+    "cd in pairs": lambda: ContrastiveDivergence(MALA(step_size=0.1), 2, antithetic=True),
     "pcd": lambda: PersistentCD(MALA(step_size=0.1), num_chains=50, num_steps=2),
     "dsm": lambda: DenoisingScoreMatching(0.2),
+    "dsm in pairs": lambda: DenoisingScoreMatching(0.2, antithetic=True),
     "ml": lambda: MaximumLikelihood(),
     "short run": lambda: ShortRun(MALA(step_size=0.1), num_steps=2),
     "improved cd": lambda: ImprovedCD(ULA(step_size=0.1), num_steps=2),
@@ -458,7 +460,7 @@ class Conditional(Energy):
         return (x - self.slope * y).square()
 
 
-@pytest.mark.parametrize("objective", ["cd", "dsm"])
+@pytest.mark.parametrize("objective", ["cd", "dsm", "dsm in pairs"])
 def test_learns_a_conditional_energy(objective):
     energy = Conditional()
     y = torch.randn(500)

@@ -327,4 +327,45 @@ FAULTS = [
             "weight = 1 - decay",
         ),
     ),
+    *group(
+        "kernels/transition.py",
+        "test_antithetic.py",
+        (
+            "antithetic chains: twice the same noise",
+            "zip(first, kernel.opposite(first), strict=True)",
+            "zip(first, first, strict=True)",
+        ),
+        (
+            "antithetic chains: noise of their own",
+            "zip(first, kernel.opposite(first), strict=True)",
+            "zip(first, kernel.noise(half, generator, num_steps), strict=True)",
+        ),
+    ),
+    *group(
+        "kernels/langevin.py",
+        "test_antithetic.py",
+        (
+            "antithetic chains: the uniform number turned round",
+            "return -noise[0], noise[1]",
+            "return -noise[0], -noise[1]",
+        ),
+    ),
+    *group(
+        "objectives/chains.py",
+        "test_antithetic.py test_likelihood_objectives.py -k 'antithetic or quadrature'",
+        (
+            "antithetic chains: the sum of both",
+            "of_data - sum(of_chains) / len(of_chains), torch",
+            "of_data - sum(of_chains), torch",
+        ),
+    ),
+    *group(
+        "objectives/score_matching.py",
+        "test_antithetic.py",
+        (
+            "antithetic noise: twice the same",
+            "torch.stack([noise, -noise])",
+            "torch.stack([noise, noise])",
+        ),
+    ),
 ]

@@ -173,4 +173,55 @@ FAULTS = [
             "and (beta := torch.ones_like(beta)).sum() < 0:",
         ),
     ),
+    *group(
+        "ranks/divided.py",
+        "test_divided_on_ranks.py",
+        (
+            "divided energies: a part is kept for the whole",
+            "return x.full_tensor() if is_divided(x) else x",
+            "return x.to_local() if is_divided(x) else x",
+        ),
+        (
+            "divided energies: parameters stay together",
+            "        unit.reshard()",
+            "        pass",
+        ),
+        (
+            "divided energies: among whom does not matter",
+            "if size != num_ranks():",
+            "if False:",
+        ),
+    ),
+    *group(
+        "ranks/training.py",
+        "test_divided_on_ranks.py",
+        (
+            "divided energies: what ranks have whole is not averaged beside them",
+            "divided, parameters = _apart(parameters)",
+            "divided, parameters = parameters, []",
+        ),
+        (
+            "divided energies: an optimizer goes on with whole numbers",
+            "            self._divide_states(divided)\n",
+            "",
+        ),
+    ),
+    *group(
+        "engine.py",
+        "test_divided_on_ranks.py",
+        (
+            "divided energies: what was brought together once is in the graph for ever",
+            "        _check_silent(self.module)\n",
+            "",
+        ),
+    ),
+    *group(
+        "objectives/monitor.py",
+        "test_divided_on_ranks.py",
+        (
+            "divided energies: the norm of a part of the gradient",
+            "whole(p.grad.detach().norm()).double()",
+            "getattr(p.grad, 'to_local', lambda: p.grad)().detach().norm().double()",
+        ),
+    ),
 ]

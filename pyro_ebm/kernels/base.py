@@ -135,6 +135,14 @@ class Kernel(PyroFace):
     ) -> tuple[Tensor, ...]:
         """Draws all the randomness of one step, or of ``num_steps``, which come first in shape."""
 
+    def opposite(self, noise: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Turns noise round: as likely as it was, and leading the other way.
+
+        Args:
+            noise: What :meth:`noise` drew.
+        """
+        raise NotImplementedError(f"the noise of {type(self).__name__} cannot be turned round")
+
     def propose(self, state: State, noise: tuple[Tensor, ...]) -> Tensor | None:
         """Says where a step leads, for a kernel that goes there wherever the potential is finite.
 

@@ -73,6 +73,9 @@ class ULA(Kernel):
     ) -> tuple[Tensor, ...]:
         return (normal_like(state.z, generator, *num_steps),)
 
+    def opposite(self, noise: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: D102
+        return (-noise[0],)
+
     def propose(self, state: State, noise: tuple[Tensor, ...]) -> Tensor:  # noqa: D102
         (xi,) = noise
         eta = state.step_size
@@ -162,6 +165,9 @@ class MALA(Kernel):
     ) -> tuple[Tensor, ...]:
         normal = normal_like(state.z, generator, *num_steps)
         return normal, uniform_like(state.potential, generator, *num_steps)
+
+    def opposite(self, noise: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: D102
+        return -noise[0], noise[1]
 
     def step(  # noqa: D102
         self, potential: Potential, state: State, noise: tuple[Tensor, ...]

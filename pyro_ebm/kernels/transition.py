@@ -13,6 +13,7 @@ __all__ = [
     "block_noise",
     "blocks",
     "metropolis",
+    "noise_of",
     "noises",
     "normal_like",
     "run",
@@ -161,8 +162,41 @@ def block_noise(
     return tuple(first(part) if part.dim() == 1 else part for part in noise)
 
 
+def noise_of(
+    kernel: Kernel,
+    state: State,
+    generator: torch.Generator,
+    num_steps: int,
+    *,
+    in_pairs: bool = False,
+) -> tuple[Tensor, ...]:
+    """Draws the noise of some steps.
+
+    Args:
+        kernel: The transition.
+        state: A state of the chains.
+        generator: Where the noise comes from.
+        num_steps: The number of steps, the first dimension of the noise.
+        in_pairs: Whether the second half of the chains takes the opposite of that of the first.
+
+    Raises:
+        ValueError: If it is to be in pairs, and the kernel's cannot be turned round.
+    """
+    if not in_pairs:
+        return kernel.noise(state, generator, num_steps)
+    n = len(state.z) // 2
+    half = state._replace(z=state.z[:n], potential=state.potential[:n])
+    first = kernel.noise(half, generator, num_steps)
+    return tuple(torch.cat(both, 1) for both in zip(first, kernel.opposite(first), strict=True))
+
+
 def noises(
-    kernel: Kernel, state: State, generator: torch.Generator, num_steps: int
+    kernel: Kernel,
+    state: State,
+    generator: torch.Generator,
+    num_steps: int,
+    *,
+    in_pairs: bool = False,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yields the noise of each step, drawn for many at once.
 
@@ -171,9 +205,11 @@ def noises(
         state: A state of the chains.
         generator: Where the noise comes from.
         num_steps: The number of steps in all.
+        in_pairs: As :func:`noise_of` takes it.
     """
     for length in blocks(state.z, num_steps):
-        yield from zip(*kernel.noise(state, generator, length), strict=True)
+        noise = noise_of(kernel, state, generator, length, in_pairs=in_pairs)
+        yield from zip(*noise, strict=True)
 
 
 def blocks(z: Tensor, num_steps: int, done: int = 0) -> Iterator[int]:

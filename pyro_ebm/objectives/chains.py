@@ -49,13 +49,20 @@ class Contrastive(Objective):
         num_steps: The number of steps per call.
         elbo: The ELBO that takes care of the rest of a model.
         compile: Whether steps, and the gradient of data against chains, are compiled.
+        in_pairs: Whether the second half of the chains takes noise opposite to the first's.
 
     Raises:
         ValueError: If ``num_steps`` is not positive.
     """
 
     def __init__(
-        self, kernel: Kernel, num_steps: int, elbo: ELBO | None, compile: bool = False
+        self,
+        kernel: Kernel,
+        num_steps: int,
+        elbo: ELBO | None,
+        compile: bool = False,
+        *,
+        in_pairs: bool = False,
     ) -> None:
         super().__init__(elbo)
         if not isinstance(kernel, Kernel):
@@ -66,7 +73,8 @@ class Contrastive(Objective):
         self.kernel = kernel
         self.num_steps = num_steps
         self.compile = compile
-        self._steps = CompiledSteps(kernel, num_steps)
+        self._in_pairs = in_pairs
+        self._steps = CompiledSteps(kernel, num_steps, in_pairs=in_pairs)
         self._compiled = CompiledGradient(self.evaluate)
         self.last_info: dict[str, Info] = {}
         """What happened in the last step of the chains of each site."""
@@ -129,8 +137,9 @@ class Contrastive(Objective):
             Where they are then, to be passed on to :meth:`settle`.
         """
         state = self.kernel.init(potential, z)
-        drawn = noises(self.kernel, state, self.generator(z.device), num_steps)
-        for number, noise in enumerate(drawn, start=1):
+        generator, in_pairs = self.generator(z.device), self._in_pairs
+        each = noises(self.kernel, state, generator, num_steps, in_pairs=in_pairs)
+        for number, noise in enumerate(each, start=1):
             ahead = self.kernel.propose(state, noise) if number == num_steps else None
             if ahead is not None:
                 return End(ahead, state.z)
@@ -245,6 +254,8 @@ class OneChainEach(Contrastive):
         self.check(boltzmann, x, name)
         batch_shape = x.shape[: x.dim() - len(boltzmann.event_shape)]
         start = self.start(boltzmann, unconstrained_data(boltzmann, x), name)
+        if self._in_pairs:
+            start = start.repeat(2, 1)
         end = self.move(boltzmann, batch_shape, start, name)
         _, (surrogate, _) = self.settle(end, self.against(boltzmann, x, name), name)
         return surrogate
@@ -252,9 +263,10 @@ class OneChainEach(Contrastive):
     def evaluate(  # noqa: D102
         self, boltzmann: Boltzmann, x: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x_neg = constrained(boltzmann, z).reshape(x.shape)
-        both = evaluate_each(Boltzmann.log_density, boltzmann, torch.stack([x, x_neg]))
-        return both[0] - both[1], both[1]
+        x_neg = constrained(boltzmann, z).reshape(-1, *x.shape)
+        stack = torch.cat([x.unsqueeze(0), x_neg])
+        of_data, *of_chains = evaluate_each(Boltzmann.log_density, boltzmann, stack)
+        return of_data - sum(of_chains) / len(of_chains), torch.stack(of_chains)
 
 
 class Persistent(Contrastive):

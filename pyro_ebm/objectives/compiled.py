@@ -19,7 +19,7 @@ from ..distributions import Boltzmann
 from ..energies.base import module_of
 from ..engine import Graph, compile_block, loop, trace
 from ..kernels.base import Kernel
-from ..kernels.transition import Info, State, blocks
+from ..kernels.transition import Info, State, blocks, noise_of
 from ..potential import Potential
 from ..ranks.divided import wrapped
 
@@ -35,11 +35,13 @@ class CompiledSteps:
     Args:
         kernel: The kernel.
         num_steps: The number of steps to make each time.
+        in_pairs: Whether the second half of the chains takes noise opposite to the first's.
     """
 
-    def __init__(self, kernel: Kernel, num_steps: int) -> None:
+    def __init__(self, kernel: Kernel, num_steps: int, *, in_pairs: bool = False) -> None:
         self._kernel = kernel
         self._num_steps = num_steps
+        self._in_pairs = in_pairs
         self._known: dict[tuple, tuple[Boltzmann, Callable | None]] = {}
         self._warned = False
 
@@ -72,6 +74,11 @@ class CompiledSteps:
                     f"the energy of site '{name}', its settings or the shape of its chains have "
                     f"changed {MOST_VARIANTS} times"
                 )
+            others = wrapped(module_of(boltzmann.energy))
+            if others:
+                return self._eager(
+                    f"the energy of site '{name}' sends messages to other ranks ({others})"
+                )
             potential = Potential.of_batch(boltzmann, batch_shape, z)
             self._known[key] = boltzmann, self._compile(potential, z)
         return self._known[key][1]
@@ -88,14 +95,14 @@ class CompiledSteps:
             return f"the energy of site '{name}' is no module, or is conditional"
         if not self._kernel.branch_free:
             return f"a step of {type(self._kernel).__name__} cannot be traced whole"
-        if wrapped(module):
-            return f"the energy of site '{name}' sends messages to other ranks ({wrapped(module)})"
         return ""
 
     def _compile(self, potential: Potential, z: Tensor) -> Walk | None:
         kernel, num_steps = self._kernel, self._num_steps
         state = kernel.init(potential, z)
-        any_noise = kernel.noise(state, torch.Generator(z.device).manual_seed(0), num_steps)
+        in_pairs = self._in_pairs
+        generator = torch.Generator(z.device).manual_seed(0)
+        any_noise = noise_of(kernel, state, generator, num_steps, in_pairs=in_pairs)
         rows = tuple(part[0] for part in any_noise)
         step_size = state.step_size
 
@@ -124,7 +131,10 @@ class CompiledSteps:
             return None
 
         def walk(z: Tensor, generator: torch.Generator) -> tuple:
-            noise = [kernel.noise(state, generator, n) for n in blocks(z, num_steps)]
+            noise = [
+                noise_of(kernel, state, generator, n, in_pairs=in_pairs)
+                for n in blocks(z, num_steps)
+            ]
             carry = z, z.new_tensor([kernel.step_size])
             end, fields = native.fn(carry, tuple(map(torch.cat, zip(*noise, strict=True))))
             if is_judged_later:

@@ -81,6 +81,9 @@ class CompiledGradient:
         return self._known[key][1]
 
     def _compile(self, call: _Call, name: str) -> _Native | None:
+        others = wrapped(module_of(call.boltzmann.energy))
+        if others:
+            return self._eager(f"sends messages to other ranks ({others})", name)
         parameters = trainable_parameters(call.boltzmann.energy)
         value, again = (self._evaluate(*call.on(call.tensors))[0] for _ in range(2))
         own = set(map(id, parameters))
@@ -144,11 +147,8 @@ class _Call(NamedTuple):
     def obstacle(self) -> str:
         """Says why it cannot be compiled, if so."""
         temperature, energy = self.boltzmann.temperature, self.boltzmann.energy
-        module = module_of(energy)
-        if module is None:
+        if module_of(energy) is None:
             return "is no module"
-        if wrapped(module):
-            return f"sends messages to other ranks ({wrapped(module)})"
         if isinstance(temperature, Tensor) and temperature.requires_grad:
             return "has a temperature that learns"
         if any(tensor.requires_grad for tensor in self.tensors):
