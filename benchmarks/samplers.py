@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 CHAINS = Path(__file__).parent / "peers" / "chains.json"
 """What ``python -m benchmarks chains`` has found."""
-COUNTS = [64, 256, 1024]
+COUNTS = [64, 256, 1024, 4096]
 
 
 class Sampler(NamedTuple):
@@ -65,10 +65,13 @@ SAMPLERS = [
     ours("ChEES", 64),
     ours("ChEES", 1024),
     ours("ChEES", 1024, compile=True),
+    ours("ChEES", 4096, compile=True),
     ours("ChEES", 64, metric_rank=100),
     ours("ChEES", 1024, metric_rank=100),
     ours("ChEES", 1024, compile=True, metric_rank=100),
+    ours("ChEES", 4096, compile=True, metric_rank=100),
     ours("NUTS", 64, compile=True),
     ours("MAMS", 64, compile=True),
     ours("MAMS", 1024, compile=True),
+    ours("MAMS", 4096, compile=True),
 ]
