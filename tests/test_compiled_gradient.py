@@ -80,6 +80,7 @@ OBJECTIVES = {
     "SSM without variance reduction": partial(SlicedScoreMatching, 3, "sphere", False),
     "DSM": partial(DenoisingScoreMatching, 0.5),
     "DSM of many levels": partial(DenoisingScoreMatching, [2.0, 1.0, 0.5]),
+    "DSM in pairs": partial(DenoisingScoreMatching, 0.5, antithetic=True),
 }
 every = pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
 X = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.double).exp()

@@ -177,10 +177,8 @@ def noise_of(
         state: A state of the chains.
         generator: Where the noise comes from.
         num_steps: The number of steps, the first dimension of the noise.
-        in_pairs: Whether the second half of the chains takes the opposite of that of the first.
-
-    Raises:
-        ValueError: If it is to be in pairs, and the kernel's cannot be turned round.
+        in_pairs: Whether the second half of the chains takes the opposite of that of the first,
+            as the kernel knows it.
     """
     if not in_pairs:
         return kernel.noise(state, generator, num_steps)
