@@ -64,8 +64,8 @@ FAULTS = [
         ),
         (
             "CD: the data against themselves",
-            "return both[0] - both[1], both[1]",
-            "return both[0] - both[0].detach(), both[1]",
+            "return of_data - sum(of_chains) / len(of_chains), torch",
+            "return of_data - of_data.detach(), torch",
         ),
     ),
     *group(
