@@ -31,7 +31,7 @@ from pyro_ebm.ranks.divided import whole
 OBJECTIVES = {
     "ContrastiveDivergence": lambda: ContrastiveDivergence(MALA(step_size=0.1), 2),
     "PersistentCD": lambda: PersistentCD(ULA(step_size=0.05), 16, 2),
-    "compiled": lambda: PersistentCD(MALA(step_size=0.1), 16, 2, compile=True),
+    "compiled": lambda compile=True: PersistentCD(MALA(step_size=0.1), 16, 2, compile=compile),
     "ShortRun": lambda: ShortRun(MALA(step_size=0.1), 3),
     "Jarzynski": lambda: Jarzynski(ULA(step_size=0.05), 16),
     "NoiseContrastive": lambda: NoiseContrastive(
@@ -93,8 +93,8 @@ def trained(make, prepare, average=True, num_steps=4):
     return torch.cat([*learned, pyro.param("shift").detach()])
 
 
-def learns(prepare):
-    return {name: trained(make, prepare) for name, make in OBJECTIVES.items()}
+def learns(prepare, names=OBJECTIVES):
+    return {name: trained(OBJECTIVES[name], prepare) for name in names}
 
 
 def draws(prepare, kernel):
@@ -146,12 +146,11 @@ def main():
     number = ebm.ranks.rank()
     mine_alone = init_device_mesh("cpu", (2, 1), mesh_dim_names=("other", "own"))["own"]
     found = {
-        "whole": learns(None),
+        "whole": learns(None, [name for name in OBJECTIVES if name != "compiled"])
+        | {"compiled": trained(lambda: OBJECTIVES["compiled"](compile=False), None)},
         "divided": learns(fully_shard),
         "by layers": learns(in_parts_of_its_layers),
-        "replicated": {
-            name: trained(OBJECTIVES[name], replicated) for name in ("PersistentCD", "compiled")
-        },
+        "replicated": learns(replicated, ["PersistentCD", "compiled"]),
         "refused": {
             name: refused(lambda make=make: trained(make, fully_shard))
             for name, make in REFUSED.items()

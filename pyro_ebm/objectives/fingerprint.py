@@ -9,6 +9,7 @@ import re
 import torch
 from pyro.infer import SVI
 
+from ..ranks.divided import name_of
 from ..runs.checkpoint import compare
 from ..runs.fingerprint import describe
 from .base import Objective
@@ -51,7 +52,7 @@ def described(name: str, part: object) -> dict[str, str]:
         name: What it is called.
         part: It.
     """
-    found = {name: type(part).__name__}
+    found = {name: name_of(part)}
     svi = svi_of(part)
     if svi is not None:
         loss = objective_of(svi)

@@ -16,7 +16,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..ranks.divided import own_part
+from ..ranks.divided import name_of, own_part
 from ..ranks.errors import agreed, first_ahead
 from ..ranks.group import gathered, largest, rank
 from ..runs.checkpoint import Checkpoints, compare, random_state, set_random_state
@@ -132,7 +132,7 @@ class Resumable:
             with agreed():
                 for name, part in self._given.items():
                     if found is not None:
-                        compare({name: self._kind(name)}, {name: type(part).__name__})
+                        compare({name: self._kind(name)}, {name: name_of(part)})
                     self.keep(name, part)
             stack.enter_context(self._waiting)
             self._signals = stack.enter_context(Signals())

@@ -7,7 +7,16 @@ as they take them apart: so all ranks have to evaluate it equally often, and in 
 
 from __future__ import annotations
 
-__all__ = ["as_parts", "check_divided", "is_divided", "own_part", "put_apart", "whole", "wrapped"]
+__all__ = [
+    "as_parts",
+    "check_divided",
+    "is_divided",
+    "name_of",
+    "own_part",
+    "put_apart",
+    "whole",
+    "wrapped",
+]
 
 import sys
 from collections.abc import Iterator
@@ -46,6 +55,21 @@ def wrapped(module: nn.Module) -> str:
     if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in module.modules()):
         return "DistributedDataParallel"
     return ""
+
+
+def name_of(x: object) -> str:
+    """Names the class of something; of a divided module that which it had before.
+
+    Args:
+        x: It.
+
+    Example:
+        >>> name_of(nn.Linear(2, 1))
+        'Linear'
+    """
+    fsdp = _loaded("torch.distributed.fsdp")
+    of_fsdp = getattr(fsdp, "FSDPModule", ())
+    return next(kind.__name__ for kind in type(x).__mro__ if not issubclass(kind, of_fsdp))
 
 
 def put_apart(module: nn.Module) -> None:
