@@ -64,6 +64,7 @@ SAMPLERS = [
     peer("nutpie NUTS", "nutpie_nuts"),
     ours("ChEES", 64),
     ours("ChEES", 1024),
+    ours("ChEES", 4096),
     ours("ChEES", 1024, compile=True),
     ours("ChEES", 4096, compile=True),
     ours("ChEES", 64, metric_rank=100),
