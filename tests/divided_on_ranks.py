@@ -99,9 +99,28 @@ def learns(prepare, names=OBJECTIVES):
 
 def draws(prepare, kernel):
     p = ebm.Boltzmann(energy_of(prepare))
-    mcmc = ebm.MCMC(kernel(p), 10, 10, 16, disable_progbar=True)
+    compile = prepare is not None  # which it has to refuse
+    mcmc = ebm.MCMC(kernel(p), 10, 10, 16, disable_progbar=True, compile=compile)
     mcmc.run()
     return mcmc.get_samples()["x"]
+
+
+def norms(prepare):
+    """Of gradients that are the same on both ranks, and so the same as their average."""
+    pyro.clear_param_store()
+    energy = energy_of(prepare)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", ebm.Boltzmann(energy), obs=x)
+
+    optim = ebm.ranks.Averaged(pyro.optim.Adam({"lr": 0.01}))
+    svi = pyro.infer.SVI(model, ebm.no_guide, optim, loss=EnergyDiscrepancy(0.5))
+    monitor = ebm.objectives.Monitor(svi)
+    pyro.set_rng_seed(4)
+    for _ in range(2):
+        monitor.step(torch.ones(5, 2))
+    return torch.tensor(list(monitor.history["gradient norm"]))
 
 
 def goes_on(folder):
@@ -162,6 +181,7 @@ def main():
                 OBJECTIVES["PersistentCD"], lambda energy: fully_shard(energy, mesh=mine_alone)
             )
         ),
+        "norms": [norms(prepare) for prepare in (None, fully_shard)],
         "goes on": goes_on(folder),
         "diverged": diverges(folder),
     }

@@ -86,6 +86,11 @@ def test_what_is_recorded_and_averaged_is_the_same(seen):
         assert all(0 < mean < each for mean, each in zip(*norms, strict=True))
 
 
+def test_the_norm_of_a_gradient_is_that_of_all_of_it(seen):
+    for whole, divided in (one["norms"] for one in seen):
+        torch.testing.assert_close(divided, whole, rtol=1e-12, atol=0)
+
+
 def test_one_process_goes_on_with_what_was_divided(folder, seen, tmp_path):
     before = seen[0]["goes on"]["before"]
     copy = shutil.copytree(folder / "copy", tmp_path / "copy")
