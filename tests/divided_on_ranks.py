@@ -105,6 +105,29 @@ def draws(prepare, kernel):
     return mcmc.get_samples()["x"]
 
 
+def posterior(prepare, kernel):
+    """Draws of a model in which the energy is a factor."""
+    energy = energy_of(prepare)
+
+    def model():
+        x = pyro.sample("x", pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("energy", -energy(x))
+
+    mcmc = ebm.MCMC(kernel(model), 10, 10, 16, disable_progbar=True, compile=False)
+    mcmc.run()
+    return mcmc.get_samples()["x"]
+
+
+def log_z(prepare, kernel):
+    """Estimates, by walkers that each rank moves by itself."""
+    p = ebm.Boltzmann(energy_of(prepare))
+    points = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    pyro.set_rng_seed(8 + ebm.ranks.rank())
+    made = ebm.logz.plan(p, kernel=kernel, draws=points)
+    found = ebm.logz.ais(made, num_chains=64, num_rungs=10), ebm.logz.importance(made)
+    return torch.tensor([each[:3] for each in found])
+
+
 def norms(prepare):
     """Of gradients that are the same on both ranks, and so the same as their average."""
     pyro.clear_param_store()
@@ -176,6 +199,10 @@ def main():
         },
         "draws": [draws(prepare, MALA) for prepare in (None, fully_shard)],
         "draws refused": refused(lambda: draws(fully_shard, ChEES)),
+        "posterior": [posterior(prepare, MALA) for prepare in (None, fully_shard)],
+        "posterior refused": refused(lambda: posterior(fully_shard, ChEES)),
+        "log Z": [log_z(prepare, MALA()) for prepare in (None, fully_shard)],
+        "log Z refused": refused(lambda: log_z(fully_shard, None)),
         "divided alone": refused(
             lambda: trained(
                 OBJECTIVES["PersistentCD"], lambda energy: fully_shard(energy, mesh=mine_alone)

@@ -41,9 +41,18 @@ def test_an_energy_of_distributed_data_parallel_learns_the_same(name, seen):
         equal(one["replicated"][name], one["whole"][name])
 
 
-def test_draws_are_the_same(seen):
-    for whole, divided in (one["draws"] for one in seen):
+@pytest.mark.parametrize("what", ["draws", "log Z"])
+def test_what_is_sampled_is_the_same(what, seen):
+    for whole, divided in (one[what] for one in seen):
         equal(divided, whole)
+        equal(divided, seen[0][what][0])
+        assert divided.isfinite().all()
+
+
+def test_draws_of_a_model_are_the_same_to_rounding(seen):
+    for whole, divided in (one["posterior"] for one in seen):  # one chain at a time
+        torch.testing.assert_close(divided, whole)
+        equal(divided, seen[0]["posterior"][1])
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -57,10 +66,13 @@ def test_what_would_wait_for_ever_or_needs_two_derivatives_is_refused(name, seen
         assert why in message
 
 
-def test_a_sampler_whose_ranks_would_part_is_refused(seen):
-    for kind, message, _ in (one["draws refused"] for one in seen):
+@pytest.mark.parametrize(
+    ("what", "kernel"), [("draws", "ChEES"), ("posterior", "ChEES"), ("log Z", "HMC")]
+)
+def test_a_sampler_whose_ranks_would_part_is_refused(what, kernel, seen):
+    for kind, message, _ in (one[f"{what} refused"] for one in seen):
         assert kind == "ValueError"
-        assert "ChEES cannot sample an energy that is divided among ranks" in message
+        assert f"{kernel} cannot sample an energy that is divided among ranks" in message
 
 
 def test_parameters_divided_among_other_ranks_are_refused(seen):

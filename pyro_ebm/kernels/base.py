@@ -11,16 +11,15 @@ from __future__ import annotations
 __all__ = ["Kernel"]
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import check_between, check_count, check_positive
 from ..distributions import Boltzmann
-from ..energies.base import module_of
 from ..potential import Model, Potential
-from ..ranks.divided import is_divided
+from ..ranks.divided import brought_together
 from .adaptation import Adaptation
 from .metric import Metric
 from .pyro_face import PyroFace
@@ -81,13 +80,25 @@ class Kernel(PyroFace):
     def bind(  # noqa: D102
         self, args: tuple, kwargs: dict, initial_params: dict[str, Tensor] | None
     ) -> Potential:
-        energy = self.target.energy if isinstance(self.target, Boltzmann) else None
-        if is_divided(module_of(energy)) and self.why_not_divided():
+        with brought_together() as divided:
+            potential = super().bind(args, kwargs, initial_params)
+        self.check_divided(divided)
+        return potential
+
+    def check_divided(self, divided: Sequence[nn.Module]) -> None:
+        """Makes sure that ranks which share an energy would not wait for each other for ever.
+
+        Args:
+            divided: The modules of the target that are divided among ranks.
+
+        Raises:
+            ValueError: If there are any, and a step may take more gradients on one rank.
+        """
+        if divided and self.why_not_divided():
             raise ValueError(
                 f"{type(self).__name__} cannot sample an energy that is divided among ranks "
                 f"(fully_shard): {self.why_not_divided()}"
             )
-        return super().bind(args, kwargs, initial_params)
 
     def why_not_divided(self) -> str:
         """Says why the parameters of an energy must not be divided among ranks, if so."""

@@ -33,6 +33,7 @@ from ..kernels.resampling import systematic
 from ..kernels.transition import seeded_generator
 from ..layout import chains_innermost
 from ..potential import Model, Potential
+from ..ranks.divided import brought_together
 from ..ranks.group import alone
 from .base import check_distribution
 from .continuous import ContinuousPath
@@ -172,7 +173,9 @@ def plan(
     if discrete:
         return _plan_discrete(boltzmann, kernel, draws)
     kernel = HMC(step_size=0.5, num_steps=4) if kernel is None else kernel
-    potential = Potential.of(target, args, kwargs)
+    with brought_together() as divided:
+        potential = Potential.of(target, args, kwargs)
+    kernel.check_divided(divided)
     generator = seeded_generator(potential.start.device)
     num_gradients = 0
     if draws is None:

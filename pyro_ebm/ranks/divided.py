@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "as_parts",
+    "brought_together",
     "check_divided",
     "is_divided",
     "name_of",
@@ -18,12 +19,14 @@ __all__ = [
     "wrapped",
 ]
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .group import num_ranks
 
@@ -67,9 +70,30 @@ def name_of(x: object) -> str:
         >>> name_of(nn.Linear(2, 1))
         'Linear'
     """
-    fsdp = _loaded("torch.distributed.fsdp")
-    of_fsdp = getattr(fsdp, "FSDPModule", ())
-    return next(kind.__name__ for kind in type(x).__mro__ if not issubclass(kind, of_fsdp))
+    return next(kind.__name__ for kind in type(x).__mro__ if not issubclass(kind, _kinds()))
+
+
+@contextlib.contextmanager
+def brought_together() -> Iterator[list[nn.Module]]:
+    """Collects the divided modules that are evaluated meanwhile, wherever they are called from.
+
+    Example:
+        >>> with brought_together() as found:
+        ...     y = nn.Linear(2, 1)(torch.ones(2))
+        >>> found
+        []
+    """
+    found: list[nn.Module] = []
+
+    def note(module: nn.Module, _: object) -> None:
+        if isinstance(module, _kinds()):
+            found.append(module)
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def put_apart(module: nn.Module) -> None:
@@ -133,10 +157,12 @@ def check_divided(parameter: Tensor) -> None:
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that bring their parameters together."""
-    fsdp = _loaded("torch.distributed.fsdp")
-    if fsdp is None or not hasattr(fsdp, "FSDPModule"):
-        return
-    yield from (part for part in module.modules() if isinstance(part, fsdp.FSDPModule))
+    yield from (part for part in module.modules() if isinstance(part, _kinds()))
+
+
+def _kinds() -> type | tuple[()]:
+    """The class of divided modules, or none."""
+    return getattr(_loaded("torch.distributed.fsdp"), "FSDPModule", ())
 
 
 def _loaded(name: str) -> ModuleType | None:
