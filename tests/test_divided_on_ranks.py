@@ -10,6 +10,10 @@ from two_ranks import at_work, seen_by_each
 
 from pyro_ebm.objectives import Resumable
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard needs torch 2.7 on a CPU"
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
