@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from training_on_ranks import NUM_STEPS, Training, refused, stopped
 
 import pyro_ebm as ebm
-from pyro_ebm.kernels import HMC, MALA, ULA, ChEES
+from pyro_ebm.kernels import HMC, MALA, ULA, ChEES, GibbsWithGradients
 from pyro_ebm.objectives import (
     ConditionalNoiseContrastive,
     ContrastiveDivergence,
@@ -128,6 +129,24 @@ def log_z(prepare, kernel):
     return torch.tensor([each[:3] for each in found])
 
 
+def spins(prepare):
+    """Draws of an energy of six bits, and log Z."""
+    pyro.set_rng_seed(3)
+    energy = torch.nn.Sequential(
+        torch.nn.Linear(6, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1), torch.nn.Flatten(-2)
+    )
+    if prepare is not None:
+        prepare(energy)
+    bits = constraints.independent(constraints.boolean, 1)
+    p = ebm.Boltzmann(energy, event_shape=(6,), support=bits)
+    pyro.set_rng_seed(8 + ebm.ranks.rank())
+    kernel = GibbsWithGradients(p)
+    mcmc = ebm.MCMC(kernel, 10, 10, 16, disable_progbar=True, compile=False)
+    mcmc.run()
+    log_z = ebm.logz.ais(p, num_chains=64, num_rungs=10)
+    return torch.cat([mcmc.get_samples()["x"].flatten(), torch.tensor(log_z[:3])])
+
+
 def norms(prepare):
     """Of gradients that are the same on both ranks, and so the same as their average."""
     pyro.clear_param_store()
@@ -200,6 +219,7 @@ def main():
         "draws": [draws(prepare, MALA) for prepare in (None, fully_shard)],
         "draws refused": refused(lambda: draws(fully_shard, ChEES)),
         "posterior": [posterior(prepare, MALA) for prepare in (None, fully_shard)],
+        "spins": [spins(prepare) for prepare in (None, fully_shard)],
         "posterior refused": refused(lambda: posterior(fully_shard, ChEES)),
         "log Z": [log_z(prepare, MALA()) for prepare in (None, fully_shard)],
         "log Z refused": refused(lambda: log_z(fully_shard, None)),

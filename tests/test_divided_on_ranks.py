@@ -45,7 +45,7 @@ def test_an_energy_of_distributed_data_parallel_learns_the_same(name, seen):
         equal(one["replicated"][name], one["whole"][name])
 
 
-@pytest.mark.parametrize("what", ["draws", "log Z"])
+@pytest.mark.parametrize("what", ["draws", "log Z", "spins"])
 def test_what_is_sampled_is_the_same(what, seen):
     for whole, divided in (one[what] for one in seen):
         equal(divided, whole)
