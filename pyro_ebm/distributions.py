@@ -287,7 +287,8 @@ class Boltzmann(dist.TorchDistribution):
         logits = self.log_density(points).movedim(0, -1)
         sample_shape = shape[: len(shape) - len(self.batch_shape)]
         drawn = torch.distributions.Categorical(logits=logits).sample(sample_shape)
-        return points.reshape(-1, *self.event_shape)[drawn]
+        rows = points.reshape(-1, *self.event_shape).index_select(0, drawn.flatten())
+        return rows.reshape(*drawn.shape, *self.event_shape)
 
     def _swept(self, shape: torch.Size) -> Tensor:
         """Draws points of a discrete support that is too large to enumerate."""

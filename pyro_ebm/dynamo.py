@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops import scan
 
-from .native import OPTIONS
+from .native import options
 
 
 def scan_by_dynamo(step: Callable, carry: list[Tensor], xs: tuple, fixed: list) -> Callable:
@@ -60,7 +60,7 @@ def _compiled_by_dynamo(fn: Callable) -> Callable:
     """
     code = fn.__code__.replace(co_name="native")
     own = types.FunctionType(code, fn.__globals__, "native", None, fn.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options())
 
 
 def _check_rows(xs: Sequence[Tensor]) -> None:

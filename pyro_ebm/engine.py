@@ -46,13 +46,13 @@ from .agreement import check, check_native
 from .dynamo import scan_by_dynamo
 from .layout import copy_in_order, memory_order, restored, stored
 from .native import (
-    OPTIONS,
     DecidedByData,
     captured_loop,
     compiled_block,
     compiled_scan,
     fast_building,
     is_capturing,
+    options,
     without_writing,
 )
 from .rewriting import rewritten
@@ -153,7 +153,7 @@ class Graph(torch.nn.Module):
         for node in self._for_compiler.graph.nodes:
             node.meta.clear()  # the compiler makes its own
         with torch.no_grad():
-            return torch._inductor.compile(self._for_compiler, list(leaves), options=OPTIONS)
+            return torch._inductor.compile(self._for_compiler, list(leaves), options=options())
 
     def is_as(self, other: Graph) -> bool:
         """Whether another graph does the same with equal constants and the same parameters."""

@@ -7,13 +7,13 @@ is tensors from end to end, and is traced anyhow, inductor needs one graph.
 from __future__ import annotations
 
 __all__ = [
-    "OPTIONS",
     "DecidedByData",
     "captured_loop",
     "compiled_block",
     "compiled_scan",
     "fast_building",
     "is_capturing",
+    "options",
     "without_writing",
 ]
 
@@ -38,13 +38,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-OPTIONS = {
+_OPTIONS = {
     "cpp_wrapper": True,
     "cpp.vec_isa_ok": True,
     "cpp_cache_precompile_headers": False,
 }
 """Of the compiler: loops without Python; no test programs (six seconds) for what instructions
 there are, which the system says; no headers compiled ahead, six seconds that later save one."""
+
+
+def options() -> dict[str, bool]:
+    """Returns the options of the compiler that this version of torch knows."""
+    from torch._inductor import config
+
+    return {name: value for name, value in _OPTIONS.items() if hasattr(config, name)}
+
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -189,9 +197,11 @@ def _compiled(fn: Flat, mode: FakeTensorMode, inputs: list[Tensor]) -> Callable:
     from torch._inductor import compile_fx, config
     from torch._inductor.decomposition import select_decomp_table
 
+    if torch.__version__ < (2, 9):
+        raise RuntimeError(f"loops become native code from torch 2.9 on, not {torch.__version__}")
     with mode:
         graph = make_fx(fn, decomposition_table=select_decomp_table())(*inputs)
-    with config.patch(OPTIONS), fast_building():
+    with config.patch(options()), fast_building():
         return compile_fx.compile_fx_forward(
             graph,
             inputs,
